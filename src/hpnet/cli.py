@@ -1,0 +1,98 @@
+"""`hpnet <verb>`: a table from verbs to the functions that do them. A verb's signature is its command line.
+
+In: arguments. Out: an exit code: 0 fine, 1 done but something was wrong with the input, 2 could not be done, 130
+stopped by Ctrl-C. A user's error is one line on standard error.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module, metadata
+from typing import Any, Final
+
+# verb -> (module:function, what it does). Modules are imported when their verb is called, so that --help is quick.
+VERBS: Final[dict[str, tuple[str, str]]] = {
+    "demo": ("hpnet.demo:demo", "the whole story on drawn people: train, search half-hidden queries, report"),
+    "synth": ("hpnet.data.synthetic:synth", "write a drawn data set in Market-1501's layout, with part maps"),
+    "doctor": ("hpnet.data.doctor:doctor", "which data set is this, is it whole, what is wrong with it"),
+    "keypoints-to-parts": ("hpnet.data.keypoints:keypoints_to_parts", "draw part maps from body keypoints"),
+    "train": ("hpnet.training.train:train", "train a model by a recipe"),
+    "evaluate": ("hpnet.evaluation.evaluate:evaluate", "judge weights by one of the field's protocols"),
+    "embed": ("hpnet.embed:embed", "turn a folder of photos into features"),
+    "add": ("hpnet.search:add", "put photos into a gallery"),
+    "search": ("hpnet.search:search", "ask a gallery who somebody is"),
+    "compare": ("hpnet.search:compare", "are these two photos of the same person"),
+}
+_FAILED: Final = 2
+_INTERRUPTED: Final = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if given else _FAILED
+    if given[0] == "--version":
+        print(f"hpnet {metadata.version('hpnet')}")
+        return 0
+    verb, *rest = given
+    if verb not in VERBS:
+        print(f"hpnet: no verb {verb!r}; the verbs are {', '.join(VERBS)}", file=sys.stderr)
+        return _FAILED
+    try:
+        return _run(verb, rest)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"hpnet {verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        return _FAILED
+    except KeyboardInterrupt:
+        print(f"hpnet {verb}: stopped", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {what}" for verb, (_, what) in VERBS.items()]
+    head = "usage: hpnet VERB ...\n\nFind a person again in a sea of photos, even half hidden.\n\nverbs:\n"
+    return head + "\n".join(lines) + "\n\n`hpnet VERB --help` tells what a verb takes."
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    from jsonargparse import ArgumentParser
+
+    module, _, name = VERBS[verb][0].partition(":")
+    function: Callable[..., int] = getattr(import_module(module), name)
+    parameters = inspect.signature(function).parameters
+    open_ended = [each.name for each in parameters.values() if each.kind is inspect.Parameter.VAR_POSITIONAL]
+    parser = ArgumentParser(prog=f"hpnet {verb}", description=VERBS[verb][1])
+    parser.add_function_arguments(function, as_positional=True)
+    arguments = _short_flags(arguments, parameters)
+    surplus: list[str] = []
+    if open_ended:
+        chosen, surplus = parser.parse_known_args(arguments)
+    else:
+        chosen = parser.parse_args(arguments)
+    values: dict[str, Any] = dict(parser.instantiate(chosen))
+    positional = [values.pop(each.name) for each in parameters.values() if _is_positional(each)]
+    return function(*positional, *surplus, **values)
+
+
+def _is_positional(parameter: inspect.Parameter) -> bool:
+    return parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+
+def _short_flags(arguments: Sequence[str], parameters: Any) -> list[str]:
+    """`--json` means `--json true`, and `-k` means `--k`."""
+    flags = {f"--{name}" for name, each in parameters.items() if each.annotation in ("bool", bool)}
+    written = [f"-{each}" if len(each) == 2 and each[0] == "-" and each[1:].isalpha() else each for each in arguments]
+    following = [*written[1:], ""]
+    return [
+        f"{each}=true" if each in flags and after not in ("true", "false") else each
+        for each, after in zip(written, following, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Evaluation: how weights are judged."""

@@ -1,0 +1,317 @@
+"""Judge weights by a protocol: print as the papers print, and write down everything that decided the numbers.
+
+In: weights, a protocol's name, the data set's folder. Out: a table, `scores.json`, and cached features beside it, so
+that another distance on the same photos costs no second pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json as json_format
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from hpnet import weights as weights_file
+from hpnet.data.reid import JUNK, Person, data_hash, read_split
+from hpnet.distance import Metric, Visibility, common_part_count, part_distance
+from hpnet.embed import Embedder, read_features, write_features
+from hpnet.evaluation.metrics import RANKS, QueryScores, Scores, score_queries
+from hpnet.evaluation.protocols import Protocol, find_protocol, hold_out, masks, numbered, one_per_identity
+from hpnet.parts import PartFeatures
+from hpnet.report import Answer, report_query
+from hpnet.visualize import ReportTable, write_report
+
+_PRINTED: Final = (*(f"R{rank}" for rank in RANKS), "mAP", "mINP")
+_REPORT_QUERIES: Final = 20
+_REPORT_ANSWERS: Final = 10
+
+
+@dataclass(frozen=True)
+class Side:
+    """Queries or gallery: who, and what was seen of them, row by row."""
+
+    people: Sequence[Person]
+    features: PartFeatures
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The outcome of a protocol.
+
+    Attributes:
+        mean: scores; averaged over the trials where there are several.
+        deviation: standard deviation over the trials, by printed name; empty for a single trial.
+        by_common_parts: scores of the queries whose right answers show at most so many parts in common with them.
+        without_common_part: pairs that could not be compared, as a share of those that count.
+    """
+
+    mean: Scores
+    deviation: dict[str, float]
+    by_common_parts: dict[int, Scores]
+    without_common_part: float
+
+
+def judge(protocol: Protocol, query: Side, gallery: Side, *, seed: int = 0) -> Judgement:
+    """Rank the gallery for every query and score it by the protocol's rules.
+
+    Args:
+        protocol: the rules.
+        query, gallery: who was seen; gallery without junk or with it, it does not count either way.
+        seed: of the single-gallery-shot trials.
+
+    Raises:
+        ValueError: no query has a right answer.
+    """
+    distance = part_distance(query.features, gallery.features, protocol.metric, protocol.visibility)
+    match, ignore = masks(query.people, gallery.people)
+    if not bool((match & ~ignore).any()):
+        raise ValueError("no query has a right answer in the gallery: check the data set's identities and cameras")
+    common = common_part_count(query.features.visibility, gallery.features.visibility)
+    trials = [
+        score_queries(distance, match, hidden, protocol.ap, protocol.ties)
+        for hidden in _trials(protocol, ignore, gallery.people, seed)
+    ]
+    means = [trial.mean() for trial in trials]
+    most = common.masked_fill(~match | ignore, -1).amax(1).int()
+    return Judgement(
+        mean=_mean_of(means),
+        deviation=_deviation_of(means) if len(means) > 1 else {},
+        by_common_parts=_by_common_parts(trials, most),
+        without_common_part=float(((common == 0) & ~ignore).sum() / (~ignore).sum()),
+    )
+
+
+def evaluate(
+    weights: Path,
+    *,
+    protocol: str,
+    root: Path,
+    distance: str | None = None,
+    out: Path | None = None,
+    report: Path | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    device: str | None = None,
+    json: bool = False,
+) -> int:
+    """Judge weights by one of the field's protocols.
+
+    Args:
+        weights: weights file, or the name of bundled weights.
+        protocol: a row of hpnet.evaluation.protocols, such as market1501 or occluded_reid-authors.
+        root: folder of the data set.
+        distance: METRIC+VISIBILITY instead of the protocol's own, such as euclidean+ignore (Table 4, test w/o vis).
+        out: folder for scores.json and cached features; by default evaluate/PROTOCOL beside the weights.
+        report: folder for an HTML page with ranked lists of some queries.
+        seed: of the single-gallery-shot trials.
+        batch_size: photos that go through the network together.
+        device: cpu or cuda; a GPU is taken if there is one.
+        json: print the scores as JSON.
+    """
+    row = _with_distance(find_protocol(protocol), distance)
+    embedder = Embedder(weights, device=device, batch_size=batch_size)
+    folder = out or weights_file.locate(weights).parent / "evaluate" / row.name
+    people = _people(row, root)
+    sides = [_seen(embedder, each, root, folder) for each in people]
+    judgement = judge(row, sides[0], sides[1], seed=seed)
+    record = _record(row, judgement, sides, embedder, root, seed)
+    _write_json(folder / "scores.json", record)
+    if json:
+        Console().print(json_format.dumps(record), markup=False, highlight=False, soft_wrap=True)
+    else:
+        _print(row, judgement, sides)
+        Console().print(f"written: {folder / 'scores.json'}", markup=False, highlight=False, soft_wrap=True)
+    if report is not None:
+        _write_report(report / "report.html", row, judgement, sides, embedder)
+    return 0
+
+
+def percent(scores: Scores) -> dict[str, float]:
+    """Scores by their printed names, in percent."""
+    ranks = {f"R{rank}": 100 * value for rank, value in scores.cmc.items()}
+    return {**ranks, "mAP": 100 * scores.mean_ap, "mINP": 100 * scores.mean_inp}
+
+
+def ranked(
+    protocol: Protocol, query: Side, gallery: Side, row: int, k: int
+) -> tuple[Float[Tensor, " k"], Int64[Tensor, " k"]]:
+    """Distances and gallery rows of one query's first k answers that count and can be compared."""
+    distance = part_distance(query.features[row], gallery.features, protocol.metric, protocol.visibility)[0]
+    _, ignore = masks([query.people[row]], gallery.people)
+    distance = distance.masked_fill(ignore[0], torch.inf)
+    nearest, rows = distance.topk(min(k, len(distance)), largest=False)
+    return nearest[nearest < torch.inf], rows[nearest < torch.inf]
+
+
+def _trials(protocol: Protocol, ignore: Bool[Tensor, "q g"], gallery: Sequence[Person], seed: int) -> list[Tensor]:
+    """What does not count, for each trial."""
+    if not protocol.trials:
+        return [ignore]
+    identity = numbered([person.identity for person in gallery])
+    generator = torch.Generator().manual_seed(seed)
+    return [one_per_identity(ignore, identity, generator) for _ in range(protocol.trials)]
+
+
+def _mean_of(scores: Sequence[Scores]) -> Scores:
+    count = len(scores)
+    return Scores(
+        cmc={rank: sum(each.cmc[rank] for each in scores) / count for rank in RANKS},
+        mean_ap=sum(each.mean_ap for each in scores) / count,
+        mean_inp=sum(each.mean_inp for each in scores) / count,
+        valid_queries=scores[0].valid_queries,
+    )
+
+
+def _deviation_of(scores: Sequence[Scores]) -> dict[str, float]:
+    table = torch.tensor([list(percent(each).values()) for each in scores], dtype=torch.float64)
+    return dict(zip(_PRINTED, table.std(0).tolist(), strict=True))
+
+
+def _by_common_parts(trials: Sequence[QueryScores], most: Tensor) -> dict[int, Scores]:
+    present = sorted({int(each) for each in most.tolist() if each >= 0})
+    return {parts: _mean_of([trial.mean(most == parts) for trial in trials]) for parts in present}
+
+
+def _with_distance(row: Protocol, distance: str | None) -> Protocol:
+    if distance is None:
+        return row
+    metrics, kinds = Metric.__args__, Visibility.__args__  # type: ignore[attr-defined]
+    metric, _, visibility = distance.partition("+")
+    if metric not in metrics or visibility not in kinds:
+        raise ValueError(f"distance {distance!r}: write METRIC+VISIBILITY of {'|'.join(metrics)} and {'|'.join(kinds)}")
+    return replace(row, metric=metric, visibility=visibility)  # type: ignore[arg-type]  # checked above
+
+
+def _people(row: Protocol, root: Path) -> tuple[list[Person], list[Person]]:
+    query = read_split(row.data_set, root, row.query)
+    if row.held_out:
+        return hold_out(query, row.held_out)
+    gallery = read_split(row.data_set, root, row.gallery)
+    return query, [person for person in gallery if person.identity != JUNK]
+
+
+def _seen(embedder: Embedder, people: Sequence[Person], root: Path, folder: Path) -> Side:
+    """Embed people, or take their features from an earlier run with the same weights on the same files."""
+    stamp = hashlib.sha256(f"{embedder.fingerprint} {data_hash(people, root)}".encode()).hexdigest()[:16]
+    cache = folder / f"features-{stamp}.npz"
+    names = [Path(os.path.relpath(person.path, root)).as_posix() for person in people]
+    if cache.is_file():
+        features, cached, fingerprint = read_features(cache)
+        if cached == names and fingerprint == embedder.fingerprint:
+            return Side(people, features)
+    embedded = embedder.embed_files([person.path for person in people], progress=f"embedding {len(people)} photos")
+    if embedded.failures:
+        # Leaving queries out would change the score in silence.
+        raise ValueError(f"{len(embedded.failures)} photos cannot be read: {embedded.failures[0].reason}")
+    write_features(cache, embedded.features, names, embedder.fingerprint)
+    return Side(people, embedded.features)
+
+
+def _record(
+    row: Protocol, judgement: Judgement, sides: Sequence[Side], embedder: Embedder, root: Path, seed: int
+) -> dict[str, Any]:
+    """Everything that decided the scores, and the scores."""
+    rules = asdict(row)
+    published = rules.pop("published")
+    return {
+        "scores": percent(judgement.mean),
+        "valid_queries": judgement.mean.valid_queries,
+        "deviation": judgement.deviation,
+        "by_common_parts": {
+            str(parts): {**percent(scores), "queries": scores.valid_queries}
+            for parts, scores in judgement.by_common_parts.items()
+        },
+        "pairs_without_common_part": judgement.without_common_part,
+        "published": published,
+        "protocol": rules,
+        "seed": seed,
+        "weights": {"sha256": embedder.fingerprint, "config": asdict(embedder.model.config)},
+        "data": {
+            name: {
+                "images": len(side.people),
+                "identities": len({person.identity for person in side.people}),
+                "sha256": data_hash(side.people, root),
+                "images_per_visible_part": side.features.visibility.sum(0).tolist(),
+            }
+            for name, side in zip(("query", "gallery"), sides, strict=True)
+        },
+        "versions": {
+            "hpnet": metadata.version("hpnet"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "device": str(embedder.device),
+        },
+    }
+
+
+def _write_json(path: Path, record: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json_format.dumps(record, indent=2) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def _table_rows(row: Protocol, judgement: Judgement) -> list[list[str]]:
+    ours = percent(judgement.mean)
+    rows = [["these weights", *(_cell(ours, judgement.deviation, name) for name in _PRINTED)]]
+    for parts, scores in judgement.by_common_parts.items():
+        values = percent(scores)
+        title = f"  {parts} parts in common ({scores.valid_queries} queries)"
+        rows.append([title, *(f"{values[name]:.1f}" for name in _PRINTED)])
+    for who, values in row.published.items():
+        rows.append([f"published: {who}", *(f"{values[name]:.1f}" if name in values else "" for name in _PRINTED)])
+    return rows
+
+
+def _cell(values: dict[str, float], deviation: dict[str, float], name: str) -> str:
+    return f"{values[name]:.1f}" + (f" ±{deviation[name]:.1f}" if deviation else "")
+
+
+def _described(row: Protocol, sides: Sequence[Side], judgement: Judgement) -> str:
+    return (
+        f"{len(sides[0].people)} queries ({judgement.mean.valid_queries} with a right answer), "
+        f"{len(sides[1].people)} gallery photos; distance {row.metric}+{row.visibility}, AP {row.ap}, ties {row.ties}"
+        + (f", single-gallery-shot, {row.trials} trials" if row.trials else "")
+    )
+
+
+def _print(row: Protocol, judgement: Judgement, sides: Sequence[Side]) -> None:
+    table = Table(title=row.name, caption=_described(row, sides, judgement))
+    table.add_column("percent")
+    for name in _PRINTED:
+        table.add_column(name, justify="right")
+    for cells in _table_rows(row, judgement):
+        table.add_row(*cells)
+    Console().print(table)
+
+
+def _write_report(path: Path, row: Protocol, judgement: Judgement, sides: Sequence[Side], embedder: Embedder) -> None:
+    """Ranked lists of queries spread evenly over the query list, so that nobody has chosen them."""
+    query, gallery = sides
+    step = max(1, len(query.people) // _REPORT_QUERIES)
+    queries = []
+    for number in range(0, len(query.people), step)[:_REPORT_QUERIES]:
+        person = query.people[number]
+        answers = []
+        for distance, found in zip(
+            *map(torch.Tensor.tolist, ranked(row, query, gallery, number, _REPORT_ANSWERS)), strict=True
+        ):
+            other = gallery.people[found]
+            title = f"{other.identity}, camera {other.camera}"
+            answers.append(Answer(other.path, title, distance, other.identity == person.identity))
+        queries.append(report_query(embedder, person.path, answers, title=f"{person.identity}, camera {person.camera}"))
+    table = ReportTable(
+        row.name, ("percent", *_PRINTED), _table_rows(row, judgement), _described(row, sides, judgement), 0
+    )
+    write_report(path, f"hpnet: {row.name}", queries, [table])

@@ -1,0 +1,228 @@
+"""Training data in memory, and the batch of any step.
+
+In: a recipe. Out: decoded photos and part maps as tensors, from which the batches of step n are a pure function of the
+recipe's seed and n. So a run that was stopped goes on exactly, and nothing but the step number has to be remembered.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from hpnet.data.parsing import read_densepose, read_pascal, stack
+from hpnet.data.photos import Failure, read_part_map, read_stack
+from hpnet.data.reid import Person, data_hash, find_data_set, identity_labels, read_split, read_table
+from hpnet.data.sampler import IdentitySampler, generator_for
+from hpnet.data.transforms import augment, to_cells
+from hpnet.parts import PARTS
+from hpnet.training.recipe import Recipe, RecipeError
+
+_Item = TypeVar("_Item")
+_STRIDE = 16  # pixels per cell of the parsing logits
+_AHEAD = 1  # batches prepared ahead of the one in training
+_HUMAN_SEED = 1 << 32  # keeps the second stream's chance apart from the first's
+
+
+@dataclass(frozen=True)
+class ReIDBatch:
+    """The first stream's share of a step: photos in [0, 1], part maps at the logits' resolution, identities 0..c-1."""
+
+    image: Float[Tensor, "b 3 H W"]
+    part_map: UInt8[Tensor, "b h w"]
+    identity: Int64[Tensor, " b"]
+
+
+@dataclass(frozen=True)
+class ParsingBatch:
+    """The human-labelled stream's share of a step."""
+
+    image: Float[Tensor, "b 3 H W"]
+    part_map: UInt8[Tensor, "b h w"]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Decoded photos and their part maps, both at the network's input size."""
+
+    photos: UInt8[Tensor, "n 3 H W"]
+    part_maps: UInt8[Tensor, "n H W"]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """All that a run trains on.
+
+    Attributes:
+        reid: the ReID photos; for the baseline their part maps are all background.
+        labels: (n) identity of each, 0..c-1.
+        human: the human-labelled photos, or None.
+        sampler: which rows make up the ReID batches.
+        description: name, counts and hash of the data, for the weights' header.
+    """
+
+    reid: Labelled
+    labels: Int64[Tensor, " n"]
+    human: Labelled | None
+    sampler: IdentitySampler
+    description: dict[str, str | int]
+
+    @property
+    def identities(self) -> int:
+        """How many identities c there are to tell apart."""
+        return self.sampler.identity_count
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in one pass over the identities."""
+        return self.sampler.batches_per_epoch
+
+
+def load_data(recipe: Recipe, *, quiet: bool = False) -> TrainingData:
+    """Read everything a recipe names into memory.
+
+    Raises:
+        ValueError: something is missing or unreadable; the text names it.
+    """
+    people, name = _training_people(recipe)
+    labels, identities = identity_labels(people)
+    sampler = IdentitySampler(labels, recipe.identities_per_batch, recipe.images_per_identity, recipe.seed)
+    reid = Labelled(
+        read_stack([person.path for person in people], recipe.model.size),
+        _part_maps_of(people, recipe, quiet=quiet),
+    )
+    human = _human_labelled(recipe, quiet=quiet) if recipe.has_human_stream else None
+    description: dict[str, str | int] = {
+        "reid": name,
+        "reid_images": len(people),
+        "reid_identities": len(identities),
+        "reid_hash": data_hash(people, recipe.reid if recipe.reid.is_dir() else recipe.reid.parent),
+        "human": recipe.human_set if human else "off",
+        "human_images": len(human.photos) if human else 0,
+    }
+    return TrainingData(reid, labels, human, sampler, description)
+
+
+def batches_from(
+    data: TrainingData, recipe: Recipe, steps: range, device: torch.device, share: tuple[int, int] = (0, 1)
+) -> Iterator[tuple[ReIDBatch, ParsingBatch | None]]:
+    """Both batches of consecutive steps; the next pair is prepared on a thread while one is trained on.
+
+    Args:
+        data: what to draw from.
+        recipe: sizes, augmentation and seed.
+        steps: counted from 0 over the whole run.
+        device: where to.
+        share: (rank, world): the part of each batch that this process trains on.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        ahead: deque[Future[tuple[ReIDBatch, ParsingBatch | None]]] = deque()
+        for step, rows in _reid_rows(data.sampler, steps):
+            ahead.append(pool.submit(_make, data, recipe, step, rows, device, share))
+            if len(ahead) > _AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _reid_rows(sampler: IdentitySampler, steps: range) -> Iterator[tuple[int, Int64[Tensor, " b"]]]:
+    """The rows of every step's ReID batch, an epoch drawn at a time."""
+    epoch, batches = -1, torch.empty(0, 0, dtype=torch.int64)
+    for step in steps:
+        wanted, place = divmod(step, sampler.batches_per_epoch)
+        if wanted != epoch:
+            epoch, batches = wanted, sampler.epoch(wanted)
+        yield step, batches[place]
+
+
+def _make(
+    data: TrainingData, recipe: Recipe, step: int, rows: Tensor, device: torch.device, share: tuple[int, int]
+) -> tuple[ReIDBatch, ParsingBatch | None]:
+    rank, world = share
+    rows = rows.chunk(world)[rank]
+    chance = generator_for(recipe.seed, step * world + rank)
+    reid = ReIDBatch(*_varied(data.reid, rows, recipe, chance, device), data.labels[rows].to(device))
+    if data.human is None:
+        return reid, None
+    # Its own stream of chance: with or without it, the ReID batches of a seed are the same.
+    chance = generator_for(recipe.seed + _HUMAN_SEED, step * world + rank)
+    drawn = torch.randint(len(data.human.photos), (recipe.human_batch // world,), generator=chance)
+    return reid, ParsingBatch(*_varied(data.human, drawn, recipe, chance, device))
+
+
+def _varied(
+    source: Labelled, rows: Tensor, recipe: Recipe, chance: torch.Generator, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    photos, maps = source.photos[rows].to(device), source.part_maps[rows].to(device)
+    image, part_map = augment(photos, maps, recipe.augmentation, chance, recipe.model.mean)
+    height, width = recipe.model.size
+    return image, to_cells(part_map, (-(-height // _STRIDE), -(-width // _STRIDE)))
+
+
+def _training_people(recipe: Recipe) -> tuple[list[Person], str]:
+    """The photos to train on: a data set's training split or a table, less the identities kept for validation."""
+    if recipe.reid.is_file():
+        people, name = read_table(recipe.reid), recipe.reid.name
+    else:
+        name = find_data_set(recipe.reid)
+        people = read_split(name, recipe.reid, "train")
+    _, identities = identity_labels(people)
+    kept = set(identities[: len(identities) - recipe.validation_identities])
+    return [person for person in people if person.identity in kept], name
+
+
+def _part_maps_of(people: Sequence[Person], recipe: Recipe, *, quiet: bool) -> UInt8[Tensor, "n H W"]:
+    maps = torch.zeros(len(people), *recipe.model.size, dtype=torch.uint8)
+    if recipe.part_maps is None or recipe.model.baseline:
+        return maps
+    root = recipe.reid if recipe.reid.is_dir() else recipe.reid.parent
+    paths = [recipe.part_maps / mirrored(person.path, root) for person in people]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise RecipeError(f"part_maps: {len(missing)} of {len(paths)} photos have no part map, {missing[0]} first")
+    with ThreadPoolExecutor() as pool:
+        read = pool.map(partial(read_part_map, size=recipe.model.size), paths)
+        for row, part_map in enumerate(_tracked(read, "part maps", len(paths), quiet=quiet)):
+            if int(part_map.max()) > len(PARTS):
+                raise RecipeError(
+                    f"{paths[row]}: holds the label {int(part_map.max())}; a part map has 0..{len(PARTS)}"
+                )
+            maps[row] = part_map
+    return maps
+
+
+def mirrored(photo: Path, root: Path) -> Path:
+    """Where a photo's part map lies in a folder of part maps that mirrors the photos' folder."""
+    try:
+        return photo.relative_to(root).with_suffix(".png")
+    except ValueError:
+        return Path(photo.name).with_suffix(".png")
+
+
+def _human_labelled(recipe: Recipe, *, quiet: bool) -> Labelled:
+    assert recipe.human_root is not None
+    failures: list[Failure] = []
+    if recipe.human_set == "pascal":
+        samples = read_pascal(recipe.human_root, "train", recipe.model.size, failures=failures)
+    else:
+        annotations = recipe.human_root / recipe.human_annotations
+        samples = read_densepose(annotations, recipe.human_root, recipe.model.size, failures=failures)
+    photos, part_maps = stack(_tracked(samples, recipe.human_set, None, quiet=quiet))
+    for failure in failures:
+        warnings.warn(f"skipped {failure.reason}", stacklevel=2)
+    return Labelled(photos, part_maps)
+
+
+def _tracked(items: Iterable[_Item], title: str, total: int | None, *, quiet: bool) -> Iterable[_Item]:
+    return track(items, title, total=total, console=Console(stderr=True), disable=quiet, transient=True)

@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import (
+    DEPTHS,
+    MEAN,
+    STD,
+    Variant,
+    authors_names,
+    our_name,
+    random_state,
+    reference_forward,
+    reference_stage,
+    reference_trunk,
+    resnet_names,
+)
+from torch import Tensor
+
+from hpnet.model import HPNet, ModelConfig, ModelOutput, branch_channels
+
+SMALL = partial(ModelConfig, trunk="resnet18", branch="compact", size=(64, 32), parsing_channels=8)
+VARIANTS: dict[Variant, dict[str, bool]] = {"hpnet": {}, "share": {"share_conv5": True}, "baseline": {"baseline": True}}
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def trained(config: ModelConfig, seed: int = 0) -> HPNet:
+    """A model none of whose values is the fresh one."""
+    model = HPNet(config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    model.load_state_dict(random_state(shapes, seed))
+    for neck in model.necks:
+        torch.nn.init.zeros_(neck.bias)  # type: ignore[arg-type]
+    return model.eval()
+
+
+def blinded(model: HPNet) -> HPNet:
+    """The same model, which finds no part anywhere."""
+    for head in model.parsing_heads:
+        torch.nn.init.constant_(head.conv2.bias, -1e4)  # type: ignore[arg-type]
+    return model
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("trunk", ["resnet18", "resnet50"])
+def test_forward_equals_the_authors_network(trunk: str, variant: Variant) -> None:
+    state = random_state(authors_names(trunk, variant, identities=7, hidden=16), seed=3)
+    config = ModelConfig(trunk=trunk, identities=7, parsing_channels=16, **VARIANTS[variant])  # type: ignore[arg-type]
+    model = HPNet(config)
+    model.load_state_dict({our_name(name): tensor for name, tensor in state.items()})
+    images = drawn(3, 3, 96, 32)
+    with torch.no_grad():
+        found: ModelOutput = model.eval()(images)
+        expected = reference_forward(state, images, variant)
+    assert torch.equal(found.visibility, expected.visibility)
+    if expected.parsing_logits is not None:
+        assert found.parsing_logits is not None
+        assert 0 < int((expected.parsing_logits > 0).sum()) < expected.parsing_logits.numel()  # masks are put to use
+        torch.testing.assert_close(found.parsing_logits, expected.parsing_logits, rtol=1e-5, atol=1e-5)
+    assert found.identity_logits is not None
+    assert float(expected.features.std()) > 0.1
+    torch.testing.assert_close(found.features, expected.features, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.embedding, expected.embedding, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.identity_logits, expected.identity_logits, rtol=1e-5, atol=1e-5)
+
+
+def test_the_compact_branch_is_two_bottlenecks_of_stride_one() -> None:
+    model = trained(SMALL())
+    images = drawn(2, 3, 64, 32)
+    state = model.state_dict()
+    with torch.no_grad():
+        normalised = (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+        shared = reference_trunk(state, "trunk.", normalised)
+        expected = reference_stage(state, "branches.2", shared)
+        found = model.branches[2](shared)
+    assert found.shape == (2, 256, 4, 2)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert [len(branch) for branch in model.branches] == [2, 2, 2, 2]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("branch", ["conv5", "compact"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("identities", [0, 5])
+def test_shapes(branch: str, variant: Variant, identities: int) -> None:
+    config = SMALL(branch=branch, identities=identities, **VARIANTS[variant])
+    p, d = (1 if variant == "baseline" else 4), (256 if branch == "compact" else 512)
+    output = HPNet(config).eval()(drawn(3, 3, 64, 32))
+    assert branch_channels(config) == d
+    assert output.features.shape == output.embedding.shape == (3, p, d)
+    assert output.visibility.shape == (3, p)
+    assert output.visibility.dtype == torch.bool
+    if variant == "baseline":
+        assert output.parsing_logits is None
+        assert bool(output.visibility.all())
+    else:
+        assert output.parsing_logits.shape == (3, 4, 4, 2)
+    assert (output.identity_logits is None) if identities == 0 else (output.identity_logits.shape == (3, p, 5))
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 32), (128, 64), (384, 128), (50, 35)])
+def test_a_cell_is_sixteen_pixels(height: int, width: int) -> None:
+    logits = HPNet(SMALL()).eval().parse(drawn(1, 3, height, width))
+    assert logits.shape[2:] == (-(-height // 16), -(-width // 16))
+
+
+@pytest.mark.parametrize("trunk", DEPTHS)
+def test_names_and_shapes_are_torchvisions(trunk: str) -> None:
+    with torch.device("meta"):
+        model = HPNet(ModelConfig(trunk=trunk))  # type: ignore[arg-type]
+    found = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = {f"trunk.{name}": shape for name, shape in resnet_names(trunk, (0, 1, 2, 3)).items()}
+    for part in range(4):
+        conv5 = resnet_names(trunk, (4,)).items()
+        expected |= {name.replace("layer4", f"branches.{part}"): shape for name, shape in conv5}
+    assert {name: shape for name, shape in found.items() if name.startswith(("trunk.", "branches."))} == expected
+
+
+def test_torchvisions_names_by_heart() -> None:
+    """A few names written down by hand, so that the list above is not only a rule that agrees with itself."""
+    fifty, eighteen = resnet_names("resnet50", (0, 1, 2, 3, 4)), resnet_names("resnet18", (0, 1, 2, 3, 4))
+    assert len(fifty) == 318  # 320 tensors of torchvision's resnet50, less fc.weight and fc.bias
+    assert len(eighteen) == 120
+    assert fifty["conv1.weight"] == (64, 3, 7, 7)
+    assert fifty["layer1.0.downsample.0.weight"] == (256, 64, 1, 1)
+    assert fifty["layer3.5.bn3.running_var"] == (1024,)
+    assert fifty["layer4.2.conv2.weight"] == (512, 512, 3, 3)
+    assert "layer1.0.downsample.0.weight" not in eighteen
+    assert eighteen["layer4.0.downsample.1.bias"] == (512,)
+    assert sum(torch.Size(s).numel() for n, s in fifty.items() if not n.endswith(("mean", "var", "tracked"))) == (
+        25_557_032 - 2048 * 1000 - 1000  # torchvision's published count, less fc
+    )
+
+
+def test_invisible_parts_are_zero_and_only_they() -> None:
+    model = trained(SMALL(identities=3))
+    torch.nn.init.constant_(model.parsing_heads[1].conv2.bias, -1e4)  # type: ignore[arg-type]
+    torch.nn.init.constant_(model.parsing_heads[2].conv2.bias, 1e4)  # type: ignore[arg-type]
+    output = model(drawn(4, 3, 64, 32))
+    assert not bool(output.visibility[:, 1].any())
+    assert bool(output.visibility[:, 2].all())
+    assert bool((output.features[:, 1] == 0).all())
+    assert bool((output.features[:, 2] > 0).any(-1).all())
+    assert bool(((output.features > 0).any(-1) == output.visibility).all())
+    assert bool((output.features >= 0).all())
+    for tensor in (output.features, output.embedding, output.identity_logits):
+        assert bool(tensor.isfinite().all())
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_training_is_finite_when_no_part_is_visible(fresh: bool) -> None:
+    model = blinded(HPNet(SMALL(identities=3)) if fresh else trained(SMALL(identities=3))).train()
+    output = model(drawn(4, 3, 64, 32))
+    assert not bool(output.visibility.any())
+    assert bool((output.features == 0).all())
+    sums = (output.features.sum(), output.embedding.square().sum(), output.identity_logits.square().sum())
+    (sum(sums) + output.parsing_logits.clamp(min=-1).sum()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None or bool(parameter.grad.isfinite().all()), name
+    assert bool(model.trunk.conv1.weight.grad.isfinite().all())  # type: ignore[union-attr]
+    for name, buffer in model.named_buffers():
+        assert bool(buffer.isfinite().all()), name
+
+
+def test_no_gradient_flows_through_the_masks() -> None:
+    """Features teach branch and trunk, never the parsing heads: the mask is a decision (Section 3.1)."""
+    model = trained(SMALL()).train()
+    model(drawn(4, 3, 64, 32)).features.sum().backward()
+    for parameter in model.parsing_heads.parameters():
+        assert parameter.grad is None or not bool(parameter.grad.any())
+    assert bool(model.branches[0][0].conv1.weight.grad.any())  # type: ignore[index]
+
+
+@given(st.floats(0.05, 0.95))
+@settings(max_examples=20, deadline=None)
+def test_a_part_is_visible_where_its_probability_exceeds_the_threshold(threshold: float) -> None:
+    model = trained(SMALL(threshold=threshold))
+    with torch.no_grad():
+        output = model(drawn(6, 3, 64, 32))
+    assert torch.equal(output.visibility, (output.parsing_logits.sigmoid() > threshold).flatten(2).any(2))
+
+
+def test_the_neck_has_no_bias_to_learn() -> None:
+    model = HPNet(SMALL(identities=3))
+    assert all(not neck.bias.requires_grad and not neck.bias.any() for neck in model.necks)  # type: ignore[union-attr]
+    assert all(neck.weight.requires_grad for neck in model.necks)  # type: ignore[union-attr]
+
+
+def test_new_layers_start_as_the_authors_do() -> None:
+    torch.manual_seed(0)
+    model = HPNet(SMALL(identities=50, parsing_channels=64))
+    for head in model.parsing_heads:
+        assert head.conv1.bias is None
+        assert float(head.conv1.weight.std()) == pytest.approx(0.001, rel=0.02)  # type: ignore[union-attr, operator]
+        assert not bool(head.conv2.bias.any())  # type: ignore[union-attr, operator]
+    for classifier in model.classifiers:
+        assert float(classifier.weight.std()) == pytest.approx(0.001, rel=0.03)  # type: ignore[union-attr, operator, arg-type]
+        assert not bool(classifier.bias.any())  # type: ignore[union-attr, operator]
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d)]
+    assert all(bool((norm.weight == 1).all()) for norm in norms)
+
+
+def test_normalisation_travels_with_the_model() -> None:
+    model = HPNet(SMALL())
+    buffers = dict(model.named_buffers())
+    torch.testing.assert_close(buffers["mean"].flatten(), torch.tensor([0.486, 0.459, 0.408]))
+    torch.testing.assert_close(buffers["std"].flatten(), torch.tensor([0.229, 0.224, 0.225]))
+    entering: list[Tensor] = []
+    model.trunk.register_forward_pre_hook(lambda _, given: entering.append(given[0]))
+    images = torch.tensor([0.486, 0.459, 0.408]).view(1, 3, 1, 1).expand(1, 3, 64, 32)
+    model.eval()(images)
+    assert float(entering[0].abs().max()) < 1e-6
+    model(torch.ones(1, 3, 64, 32))
+    torch.testing.assert_close(entering[1][0, :, 0, 0], (1 - torch.tensor(MEAN)) / torch.tensor(STD))
+
+
+def test_sizes_of_the_branches_are_as_documented() -> None:
+    def millions(branch: str) -> float:
+        model = HPNet(SMALL(branch=branch))
+        return sum(parameter.numel() for parameter in model.branches[0].parameters()) / 1e6
+
+    assert round(millions("compact"), 2) == 0.43
+    assert round(millions("conv5"), 1) == 8.4
+
+
+@pytest.mark.parametrize("branch", ["conv5", "compact"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parameter_groups_share_out_what_is_learnt(branch: str, variant: Variant) -> None:
+    model = HPNet(SMALL(branch=branch, identities=3, **VARIANTS[variant]))
+    names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    old, new = ([names.pop(id(parameter)) for parameter in group] for group in model.parameter_groups())
+    assert not names  # each stands in one group, and in one only
+    imagenet = ("trunk.",) if branch == "compact" else ("trunk.", "branches.")
+    assert all(name.startswith(imagenet) for name in old)
+    assert not any(name.startswith(imagenet) for name in new)
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_parse_says_what_forward_says(share: bool) -> None:
+    model = trained(SMALL(share_conv5=share))
+    images = drawn(2, 3, 64, 32)
+    with torch.no_grad():
+        assert torch.equal(model.parse(images), model(images).parsing_logits)
+
+
+def test_the_baseline_does_not_parse() -> None:
+    with pytest.raises(ValueError, match="baseline has no parsing heads"):
+        HPNet(SMALL(baseline=True)).parse(drawn(1, 3, 64, 32))
+
+
+@pytest.mark.parametrize("kind", ["not an image", "grey", "one image without batch"])
+def test_shapes_are_checked(kind: str) -> None:
+    shape = {"not an image": (2, 4), "grey": (2, 1, 64, 32), "one image without batch": (3, 64, 32)}[kind]
+    with pytest.raises(Exception, match=r"type-check|shape|channels|dimension"):
+        HPNet(SMALL())(drawn(*shape))
+
+
+def test_an_image_does_not_depend_on_its_neighbours() -> None:
+    model = trained(SMALL())
+    images = drawn(5, 3, 64, 32)
+    with torch.no_grad():
+        together = model(images).embedding
+        alone = torch.cat([model(image[None]).embedding for image in images])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "names"),
+    [
+        ({"trunk": "resnet19"}, "resnet19"),
+        ({"branch": "wide"}, "wide"),
+        ({"share_conv5": True, "baseline": True}, "share_conv5"),
+        ({"size": (16, 64)}, "size"),
+        ({"identities": -1}, "identities"),
+        ({"threshold": 1.0}, "threshold"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(wrong: dict[str, object], names: str) -> None:
+    with pytest.raises(ValueError, match=names):
+        ModelConfig(**wrong)  # type: ignore[arg-type]
