@@ -60,23 +60,39 @@ def _help() -> str:
 
 
 def _run(verb: str, arguments: list[str]) -> int:
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentError, ArgumentParser
 
     module, _, name = VERBS[verb][0].partition(":")
     function: Callable[..., int] = getattr(import_module(module), name)
     parameters = inspect.signature(function).parameters
     open_ended = [each.name for each in parameters.values() if each.kind is inspect.Parameter.VAR_POSITIONAL]
-    parser = ArgumentParser(prog=f"hpnet {verb}", description=VERBS[verb][1])
+    epilog = "Further `--key value` pairs are handed on: --epochs 10 --model.trunk resnet18" if open_ended else None
+    parser = ArgumentParser(prog=f"hpnet {verb}", description=VERBS[verb][1], epilog=epilog, exit_on_error=False)
     parser.add_function_arguments(function, as_positional=True)
     arguments = _short_flags(arguments, parameters)
-    surplus: list[str] = []
-    if open_ended:
-        chosen, surplus = parser.parse_known_args(arguments)
-    else:
-        chosen = parser.parse_args(arguments)
-    values: dict[str, Any] = dict(parser.instantiate(chosen))
+    own, further = _shared_out(arguments, parameters) if open_ended else (arguments, [])
+    try:
+        values: dict[str, Any] = dict(parser.instantiate(parser.parse_args(own)))
+    except ArgumentError as error:
+        raise ValueError(f"{error}; see hpnet {verb} --help") from error
     positional = [values.pop(each.name) for each in parameters.values() if _is_positional(each)]
-    return function(*positional, *surplus, **values)
+    return function(*positional, *further, **values)
+
+
+def _shared_out(arguments: Sequence[str], parameters: Any) -> tuple[list[str], list[str]]:
+    """The arguments that a verb names itself, and further `--key value` pairs, which it takes as they are."""
+    own: list[str] = []
+    further: list[str] = []
+    taking = own
+    for each in arguments:
+        name, _, value = each.removeprefix("--").partition("=")
+        is_option = each.startswith("--")
+        if is_option:
+            taking = own if name in (*parameters, "help") else further
+        taking.append(each)
+        if value or not is_option:
+            taking = own  # an option without a value has it next
+    return own, further
 
 
 def _is_positional(parameter: inspect.Parameter) -> bool:
@@ -84,14 +100,23 @@ def _is_positional(parameter: inspect.Parameter) -> bool:
 
 
 def _short_flags(arguments: Sequence[str], parameters: Any) -> list[str]:
-    """`--json` means `--json true`, and `-k` means `--k`."""
+    """`--json` means `--json true`, and `-k` means `--k` where a parameter is called so."""
     flags = {f"--{name}" for name, each in parameters.items() if each.annotation in ("bool", bool)}
-    written = [f"-{each}" if len(each) == 2 and each[0] == "-" and each[1:].isalpha() else each for each in arguments]
-    following = [*written[1:], ""]
+    short = {f"-{name}" for name in parameters if len(name) == 1}
+    written = [f"-{each}" if each in short else each for each in arguments]
+    following = [*written, ""][1:]
     return [
         f"{each}=true" if each in flags and after not in ("true", "false") else each
         for each, after in zip(written, following, strict=True)
     ]
+
+
+def _full_name(argument: str, parameters: Any) -> str:
+    if len(argument) == 2 and argument[0] == "-" and argument[1:] in parameters:
+        return f"-{argument}"
+    option, equals, value = argument.partition("=")
+    name = option.removeprefix("--").replace("-", "_")
+    return f"--{name}{equals}{value}" if option.startswith("--") and name in parameters else argument
 
 
 if __name__ == "__main__":

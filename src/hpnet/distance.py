@@ -6,7 +6,6 @@ of distances. Loss, protocols and search all measure here, so that they mean the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import product
 from typing import Final, Literal, get_args
 
@@ -101,9 +100,9 @@ def _score_tile(
     query_shows, gallery_shows = shown
     common = torch.zeros_like(out) if visibility in ("common", "authors") else None
     alone = torch.zeros_like(out) if visibility != "common" else None
-    measure: Callable[[Tensor, Tensor], Tensor] = _euclidean if metric == "euclidean" else _cosine
     for part, (mine, theirs) in enumerate(pairs):
-        distance = measure(mine, theirs)
+        both = (query_shows[:, part] > 0, gallery_shows[:, part] > 0) if visibility == "common" else None
+        distance = _cosine(mine, theirs) if metric == "cosine" else _euclidean(mine, theirs, both)
         if visibility != "ignore":
             distance.mul_(query_shows[:, part, None])
         if alone is not None:
@@ -128,8 +127,12 @@ def _cosine(query: Float[Tensor, "r d"], gallery: Float[Tensor, "c d"]) -> Float
     return (query @ gallery.T).neg_().add_(1).clamp_(min=0)
 
 
-def _euclidean(query: Float[Tensor, "r d"], gallery: Float[Tensor, "c d"]) -> Float[Tensor, "r c"]:
-    """Lengths of differences by one matrix product.
+def _euclidean(
+    query: Float[Tensor, "r d"],
+    gallery: Float[Tensor, "c d"],
+    counted: tuple[Bool[Tensor, " r"], Bool[Tensor, " c"]] | None = None,
+) -> Float[Tensor, "r c"]:
+    """Lengths of differences by one matrix product; other pairs than those counted need no last digits.
 
     Where nearly equal vectors cancel, rows and columns are multiplied again in double precision: a whole block and not
     pair by pair, for there may be many. What the network says of a part it did not see is the same for everybody.
@@ -137,6 +140,8 @@ def _euclidean(query: Float[Tensor, "r d"], gallery: Float[Tensor, "c d"]) -> Fl
     squared = _squared_differences(query, gallery)
     if bool(squared.amin() < _CANCELLATION):
         close = squared < _CANCELLATION
+        if counted is not None:
+            close &= counted[0][:, None] & counted[1]
         rows, columns = close.any(1).nonzero()[:, 0], close.any(0).nonzero()[:, 0]
         again = _squared_differences(query[rows].double(), gallery[columns].double())
         squared[rows[:, None], columns] = again.to(squared.dtype)

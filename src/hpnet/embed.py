@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json as json_format
 import os
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,7 @@ class Embedder:
 
     Raises:
         WeightsError: there are no such weights, or they cannot be used.
+        ValueError: the device cannot be used, or batch_size is below 1.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class Embedder:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.batch_size = batch_size
         if isinstance(weights, HPNet):
             self.model = weights.eval().to(self.device)
@@ -116,13 +119,23 @@ class Embedder:
             output: ModelOutput = self.model(batch)
         return output
 
+    def describe(self, images: Num[Tensor, "b 3 H W"]) -> tuple[PartFeatures, UInt8[Tensor, "b h w"] | None]:
+        """What `__call__` and `part_maps` say of a few images, in one pass; no part maps from the baseline."""
+        output = self.look(images)
+        return _features(output), self._part_maps(output)
+
     def part_maps(self, images: Num[Tensor, "b 3 H W"]) -> UInt8[Tensor, "b h w"]:
         """Where the network sees the parts: at each cell the likeliest part above the threshold, else background."""
-        logits = self.look(images).parsing_logits
-        if logits is None:
+        maps = self._part_maps(self.look(images))
+        if maps is None:
             raise ValueError("the baseline has no parsing heads: use an HPNet")
-        best, part = logits.sigmoid().max(1)
-        return torch.where(best > self.model.config.threshold, part + 1, BACKGROUND).to(torch.uint8).cpu()
+        return maps
+
+    def _part_maps(self, output: ModelOutput) -> UInt8[Tensor, "b h w"] | None:
+        if output.parsing_logits is None:
+            return None
+        best, part = output.parsing_logits.float().sigmoid().max(1)
+        return torch.where(best > self.model.config.threshold, part + 1, BACKGROUND).to(torch.uint8).clone().cpu()
 
     def _joined(self, batches: Iterable[PartFeatures]) -> PartFeatures:
         p, d = self.model.config.parts, self.model.dimensions
@@ -192,11 +205,28 @@ def read_features(path: Path) -> tuple[PartFeatures, list[str], str]:
         ValueError: not such a file.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             features = PartFeatures(torch.from_numpy(arrays["features"]), torch.from_numpy(arrays["visibility"]))
-            return features, arrays["paths"].tolist(), str(arrays["weights"])
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise ValueError(f"{path}: not a file of embedded photos ({error})") from error
+            names, fingerprint = arrays["paths"].tolist(), str(arrays["weights"])
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: not a file of embedded photos ({' '.join(str(error).split())})") from error
+    if len(names) != len(features):
+        raise ValueError(f"{path}: not a file of embedded photos ({len(names)} paths for {len(features)} rows)")
+    return features, names, fingerprint
+
+
+def usable_device(name: torch.device | str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ValueError: there is none on this machine, or the name means nothing.
+    """
+    try:
+        torch.zeros(1, device=name).cpu()  # a device is usable if a number comes back from it
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {str(name)!r} cannot be used on this machine ({reason}); try cpu") from error
+    return torch.device(name)
 
 
 def _features(output: ModelOutput) -> PartFeatures:

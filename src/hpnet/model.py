@@ -45,6 +45,8 @@ class ModelConfig:
         baseline: the paper's Baseline: one branch pooled over the whole picture, no parsing; p = 1, always visible.
         identities: classes c of the classifiers, 0 = none.
         size: (height, width) in pixels that photos are resized to before they come in.
+        stride: pixels per cell of the feature maps: 16 as in the paper, or 8 (layer3 of stride 1), which gives small
+            photos of 128 x 64 pixels about as many cells as the paper's 384 x 128 have.
         parsing_channels: channels of the parsing heads' hidden layer.
         threshold: T of Section 3.1; a cell belongs to the part if its probability exceeds it.
         mean, std: RGB normalisation. The defaults are those the authors trained with (the mean is not ImageNet's usual
@@ -57,6 +59,7 @@ class ModelConfig:
     baseline: bool = False
     identities: int = 0
     size: tuple[int, int] = (384, 128)
+    stride: Literal[8, 16] = 16
     parsing_channels: int = 256
     threshold: float = 0.5
     mean: tuple[float, float, float] = (0.486, 0.459, 0.408)
@@ -65,10 +68,17 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.trunk not in get_args(Trunk) or self.branch not in get_args(Branch):
             raise ValueError(f"unknown trunk or branch: {self.trunk!r}, {self.branch!r}")
+        if self.stride not in (8, 16):
+            raise ValueError(f"stride must be 8 or 16, not {self.stride}")
         if self.share_conv5 and self.baseline:
             raise ValueError("share_conv5 and baseline exclude each other: the baseline has one branch anyway")
         if min(self.size) < 32 or self.identities < 0 or not 0 < self.threshold < 1:
             raise ValueError("size must be at least 32 x 32, identities at least 0, threshold between 0 and 1")
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """(h, w) of the parsing logits for images of `size`."""
+        return -(-self.size[0] // self.stride), -(-self.size[1] // self.stride)
 
     @property
     def parts(self) -> int:
@@ -86,7 +96,7 @@ class ModelOutput:
     """What the network says of b images.
 
     Attributes:
-        parsing_logits: (b, p, h, w) before the sigmoid, h and w a sixteenth of the images'; None for the baseline.
+        parsing_logits: (b, p, h, w) before the sigmoid, a cell for every `stride` pixels; None for the baseline.
         visibility: (b, p) which parts were found.
         features: (b, p, d) before the neck (the triplet loss sees these); zero where a part was not found.
         embedding: (b, p, d) after the neck, not normalised (classifiers and search see these).
@@ -114,7 +124,7 @@ class HPNet(nn.Module):
         classifiers = config.parts if config.identities else 0
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
-        self.trunk = ResNetTrunk(config.trunk)
+        self.trunk = ResNetTrunk(config.trunk, config.stride)
         self.branches = nn.ModuleList(_branch(config) for _ in range(branches))
         d = branch_channels(config)
         self.parsing_heads = nn.ModuleList(ParsingHead(d, config.parsing_channels) for _ in range(heads))
@@ -189,11 +199,14 @@ class HPNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        for module in (*self.parsing_heads.modules(), *self.classifiers.modules()):
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.normal_(module.weight, std=_NEW_LAYER_STD)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        # Only the last layers start near 0, where all masks and classes are undecided. The authors start the heads' 3x3
+        # convolutions there too; before a batch norm, so small a weight makes the first steps huge and then stalls.
+        last = [head.conv2 for head in self.parsing_heads if isinstance(head, ParsingHead)]
+        for layer in (*last, *self.classifiers):
+            assert isinstance(layer, nn.Conv2d | nn.Linear)
+            nn.init.normal_(layer.weight, std=_NEW_LAYER_STD)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
         for neck in self.necks:
             assert isinstance(neck, nn.BatchNorm1d)
             neck.bias.requires_grad_(False)  # stays 0 (Luo et al. 2019)
@@ -215,9 +228,9 @@ class ParsingHead(nn.Module):
 
 
 class ResNetTrunk(nn.Module):
-    """A ResNet from conv1 to layer3, a sixteenth of the picture's size out."""
+    """A ResNet from conv1 to layer3; `stride` pixels of the picture become one cell."""
 
-    def __init__(self, name: Trunk) -> None:
+    def __init__(self, name: Trunk, stride: int = 16) -> None:
         super().__init__()
         block, depths = _block(name), _DEPTHS[name]
         grow = block.EXPANSION
@@ -226,7 +239,7 @@ class ResNetTrunk(nn.Module):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         self.layer1 = _stage(block, 64, 64, depths[0], stride=1)
         self.layer2 = _stage(block, 64 * grow, 128, depths[1], stride=2)
-        self.layer3 = _stage(block, 128 * grow, 256, depths[2], stride=2)
+        self.layer3 = _stage(block, 128 * grow, 256, depths[2], stride=stride // 8)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b d h w"]:
         """Normalised images in, shared features out."""

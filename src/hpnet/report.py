@@ -44,16 +44,15 @@ def report_query(
     Raises:
         PhotoError: the query's file cannot be read.
     """
-    photo = read_photo(path)
-    features = embedder(photo[None])
-    return ReportQuery(
-        title=title,
-        photo=photo,
-        visible=seen_parts(features),
-        matches=[_match(embedder, features, answer) for answer in answers],
-        part_map=_part_map(embedder, photo),
-        note=note,
-    )
+    shown = [read_photo(path), *(_photo_or_none(answer.path) for answer in answers)]
+    # One pass of the network for the whole list; a photo that is gone leaves a gap.
+    present = [number for number, photo in enumerate(shown) if photo is not None]
+    paths = [path, *(answer.path for answer in answers)]
+    features, maps = embedder.describe(torch.stack([read_photo(paths[n], embedder.model.config.size) for n in present]))
+    seen = {number: (features[row], None if maps is None else maps[row]) for row, number in enumerate(present)}
+    matches = [_match(seen[0][0], answer, shown[n], seen.get(n)) for n, answer in enumerate(answers, start=1)]
+    assert shown[0] is not None
+    return ReportQuery(title, shown[0], seen_parts(seen[0][0]), matches, seen[0][1], note)
 
 
 def seen_parts(features: PartFeatures) -> tuple[Part, ...]:
@@ -72,26 +71,25 @@ def part_distances(query: PartFeatures, other: PartFeatures) -> dict[Part, float
     return {part: float(apart[part]) for part in PARTS if bool(common[part])}
 
 
-def _match(embedder: Embedder, query: PartFeatures, answer: Answer) -> ReportMatch:
-    try:
-        photo = read_photo(answer.path)
-    except PhotoError:
+def _match(
+    query: PartFeatures, answer: Answer, photo: Tensor | None, seen: tuple[PartFeatures, Tensor | None] | None
+) -> ReportMatch:
+    if seen is None:
         return ReportMatch(f"{answer.title} (photo is gone)", answer.distance, (), right=answer.right)
-    features = embedder(photo[None])
-    common = query.visibility & features.visibility
+    features, part_map = seen
     return ReportMatch(
         title=answer.title,
         distance=answer.distance,
-        parts=seen_parts(PartFeatures(features.features, common)),
+        parts=seen_parts(PartFeatures(features.features, query.visibility & features.visibility)),
         photo=photo,
-        part_map=_part_map(embedder, photo),
+        part_map=part_map,
         part_distances=part_distances(query, features),
         right=answer.right,
     )
 
 
-def _part_map(embedder: Embedder, photo: Tensor) -> Tensor | None:
-    if embedder.model.config.baseline:
+def _photo_or_none(path: Path) -> Tensor | None:
+    try:
+        return read_photo(path)
+    except PhotoError:
         return None
-    part_map: Tensor = embedder.part_maps(photo[None])[0]
-    return part_map if bool(torch.any(part_map > 0)) else None

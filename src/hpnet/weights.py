@@ -11,7 +11,9 @@ import json
 import os
 import pickle
 import re
+import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
@@ -51,6 +53,10 @@ _TRUNKS: Final[dict[tuple[int, bool], Trunk]] = {
     (6, True): "resnet50",
     (23, True): "resnet101",
 }
+
+
+# What readers of foreign files raise when the bytes are not what they expect.
+_DAMAGED: Final = (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError)
 
 
 class WeightsError(ValueError):
@@ -162,7 +168,10 @@ def load(weights: str | Path, device: torch.device | str = "cpu") -> HPNet:
     with _opened(path) as file:
         header = _header(file.metadata() or {}, path)
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (a safetensors handle, no dict)
-    model = HPNet(header.config)
+    try:
+        model = HPNet(header.config)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: its header describes no network ({_first_line(error)})") from error
     _fill(model, state, path)
     return model.eval().to(device)
 
@@ -174,7 +183,7 @@ def from_authors(path: str | Path) -> HPNet:
         WeightsError: not such a checkpoint. Only tensors are read; other objects in the pickle are refused.
     """
     path = Path(path)
-    checkpoint = _read_torch_file(path)
+    checkpoint = read_torch_file(path)
     state = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else {}
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items() if isinstance(state, dict) else ():
@@ -203,9 +212,10 @@ def load_imagenet(model: HPNet, path: str | Path) -> None:
         with _opened(locate(path)) as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     else:
-        state = _read_torch_file(path)
+        state = read_torch_file(path)
     own = model.state_dict()
-    filled = {name: tensor for theirs, tensor in state.items() for name in _torchvision_targets(theirs, model)}
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    filled = {name: tensor for theirs, tensor in tensors.items() for name in _torchvision_targets(theirs, model)}
     wanted = {name for name in own if name.startswith("trunk.") or (_has_conv5(model) and name.startswith("branches."))}
     missing = sorted(wanted - set(filled) - {name for name in wanted if name.endswith("num_batches_tracked")})
     differing = [name for name, tensor in filled.items() if name not in own or own[name].shape != tensor.shape]
@@ -232,9 +242,9 @@ def load_folded_trunk(model: HPNet, path: str | Path, photos: Float[Tensor, "n 3
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             folded = {name: torch.from_numpy(arrays[name]).float() for name in arrays.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, *_DAMAGED) as error:
         raise WeightsError(f"{path}: not an .npz of arrays ({_first_line(error)})") from error
     pairs = list(_convolutions_with_norms(model.trunk))
     names = {f"{name}.{kind}" for name, _, _ in pairs for kind in ("weight", "bias")}
@@ -242,8 +252,11 @@ def load_folded_trunk(model: HPNet, path: str | Path, photos: Float[Tensor, "n 3
         example = min(set(folded) ^ names)
         raise WeightsError(f"{path}: not the folded trunk of a {model.config.trunk} ({example} is not in both)")
     for name, convolution, norm in pairs:
-        if folded[f"{name}.weight"].shape != convolution.weight.shape:
-            raise WeightsError(f"{path}: {name}.weight does not fit a {model.config.trunk}")
+        for kind, own in (("weight", convolution.weight), ("bias", norm.bias)):
+            if folded[f"{name}.{kind}"].shape != own.shape:
+                raise WeightsError(f"{path}: {name}.{kind} does not fit a {model.config.trunk}")
+    for name, convolution, norm in pairs:
+        norm.reset_running_stats()
         with torch.no_grad():
             convolution.weight.copy_(folded[f"{name}.weight"])
             norm.weight.copy_(torch.full_like(norm.weight, (1 + norm.eps) ** 0.5))  # the identity, until measured
@@ -251,12 +264,32 @@ def load_folded_trunk(model: HPNet, path: str | Path, photos: Float[Tensor, "n 3
     _unfold(model, pairs, photos)
 
 
+def read_torch_file(path: Path) -> dict[str, Any]:
+    """What a PyTorch file holds under names, on the CPU; nothing in it is executed.
+
+    Raises:
+        WeightsError: missing, damaged, or it holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file")
+    try:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on the pickle's age help nobody: it is read or refused
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, *_DAMAGED) as error:
+        raise WeightsError(f"{path}: refused: damaged, or holds more than tensors ({_first_line(error)})") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise WeightsError(f"{path}: holds no dictionary of named tensors")
+    return content
+
+
 def _unfold(model: HPNet, pairs: list[tuple[str, nn.Conv2d, nn.BatchNorm2d]], photos: Tensor) -> None:
     """Measure every convolution's output and rebuild its batch norm around the measurement."""
     outputs: dict[str, list[Tensor]] = {name: [] for name, _, _ in pairs}
 
     def measure(name: str, output: Tensor) -> None:
-        outputs[name].append(torch.stack([output.mean((0, 2, 3)), output.square().mean((0, 2, 3))]))
+        # Sums over the photos, so that the last batch, which may be smaller, counts by its size.
+        outputs[name].append(torch.stack([output.mean((2, 3)).sum(0), output.square().mean((2, 3)).sum(0)]))
 
     hooks = [
         convolution.register_forward_hook(lambda _module, _entering, output, name=name: measure(name, output))
@@ -270,7 +303,7 @@ def _unfold(model: HPNet, pairs: list[tuple[str, nn.Conv2d, nn.BatchNorm2d]], ph
         for hook in hooks:
             hook.remove()
         for name, _, norm in pairs:
-            mean, square = torch.stack(outputs[name]).mean(0)
+            mean, square = torch.stack(outputs[name]).sum(0) / len(photos)
             variance = (square - mean**2).clamp(min=0)
             assert norm.running_mean is not None
             assert norm.running_var is not None
@@ -342,9 +375,9 @@ def _header(texts: Mapping[str, str], path: Path) -> Header:
     try:
         fields = json.loads(texts["config"])
         fields |= {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-        parts = tuple(json.loads(texts["parts"]))
-        header = Header(ModelConfig(**fields), parts, json.loads(texts["training"]), texts["version"])
-    except (KeyError, TypeError, ValueError) as error:
+        parts = tuple(map(str, json.loads(texts["parts"])))
+        header = Header(ModelConfig(**fields), parts, dict(json.loads(texts["training"])), texts["version"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path}: its header is damaged ({_first_line(error)})") from error
     if parts != tuple(part.name for part in PARTS):
         raise WeightsError(f"{path}: made for the parts {', '.join(parts)}, not for {', '.join(p.name for p in PARTS)}")
@@ -378,18 +411,6 @@ class _opened:  # noqa: N801  (reads as a verb in a with statement)
         if start[:2] == b"PK" or start[:1] == b"\x80":
             return ": it looks like a PyTorch pickle; the authors' ckpt.pth comes in by weights.from_authors"
         return f" ({_first_line(error)})"
-
-
-def _read_torch_file(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such weights file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise WeightsError(f"{path}: refused: damaged, or holds more than tensors ({_first_line(error)})") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path}: holds no dictionary of tensors")
-    return content
 
 
 def _first_line(error: BaseException) -> str:

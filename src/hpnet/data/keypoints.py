@@ -56,6 +56,7 @@ RULE: Final = (
 )
 RULE_POINTS14: Final = "the 14 points alone, all drawn: nothing says whether a joint was seen"
 _ROWS_AT_ONCE: Final = 256
+_FACE_ON_AXIS: Final = 0.65  # OpenPose's face lies at this share of the 14 points' way from neck to top (median)
 
 
 def combine(
@@ -136,7 +137,7 @@ def _head(
 ) -> tuple[Float[Tensor, "n 2"], Bool[Tensor, " n"]]:
     """The top of the head (the middle of what both skeletons say) and whether the head is drawn."""
     face, face_seen = face_middle(joints, seen, SKELETONS["openpose18"].face)
-    by_face = where[:, NECK] + (face - where[:, NECK]) / 0.65
+    by_face = where[:, NECK] + (face - where[:, NECK]) / _FACE_ON_AXIS
     upright = where[:, NECK] - torch.stack([torch.zeros_like(unit), HEAD * unit], 1)
     plausible = where[:, NECK, 1] - where[:, TOP, 1] > 0.5 * HEAD * unit
     top = torch.where(plausible[:, None], where[:, TOP], upright)
@@ -187,15 +188,14 @@ def read_keypoints(path: Path) -> dict[str, KeypointTable]:
     if not Path(path).is_file():
         raise KeypointError(f"{path}: no such keypoint file")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise KeypointError(f"{path}: holds a single array, not an .npz of <split>/names and <split>/points14")
-            arrays = {key: archive[key] for key in archive.files}
+        with Path(path).open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            arrays = {key: archive[key] for key in archive.files} if isinstance(archive, np.lib.npyio.NpzFile) else None
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, KeypointError):
-            raise
         reason = "pickled objects are not read" if "allow_pickle" in str(error) else str(error).split(". ")[0]
         raise KeypointError(f"{path}: not a readable .npz of keypoints ({reason})") from error
+    if arrays is None:
+        raise KeypointError(f"{path}: holds a single array, not an .npz of <split>/names and <split>/points14")
     splits = sorted(key.removesuffix("/names") for key in arrays if key.endswith("/names"))
     if not splits:
         raise KeypointError(f"{path}: has no array <split>/names; it holds {', '.join(sorted(arrays)) or 'nothing'}")
@@ -220,7 +220,7 @@ def keypoints_to_parts(
         keypoints: .npz with <split>/names, <split>/points14 and, where known, <split>/openpose18.
         out: folder for the maps.
         split: folder of photos to draw maps for, or "all".
-        size: height and width of the photos in pixels, in which the keypoints are given.
+        size: height and width of the photos in pixels, in which the keypoints are given: --size [128,64].
         overwrite: draw again what is there already.
         json: print the manifest as JSON instead of a table.
 
@@ -232,8 +232,11 @@ def keypoints_to_parts(
         raise KeypointError(f"{keypoints}: has no split {split!r}; it has {', '.join(tables)} (or choose all)")
     if min(size) < 1:
         raise KeypointError(f"size must be a height and a width of at least 1 pixel, not {size[0]} x {size[1]}")
+    if out.exists() and not out.is_dir():
+        raise KeypointError(f"{out}: is a file; give a folder for the maps")
     source = {"source_sha256": hashlib.sha256(Path(keypoints).read_bytes()).hexdigest(), "size": list(size)}
     manifest = _manifest_begun(out / "manifest.json", {**source, "source": Path(keypoints).name}, overwrite)
+    _write_manifest(out / "manifest.json", manifest)  # first, so that also a broken-off run says what it drew from
     for name in tables if split == "all" else (split,):
         manifest["splits"][name] = _write_split(tables[name], out / name, size, overwrite)
         _write_manifest(out / "manifest.json", manifest)
@@ -249,6 +252,8 @@ def _table(path: Path, split: str, arrays: Mapping[str, NDArray[Any]]) -> Keypoi
         raise KeypointError(f"{path}: {split!r} is no plain folder name")
     if strange := next((str(name) for name in names if not _plain(str(name))), None):
         raise KeypointError(f"{path}: {split}/names holds {strange!r}, which is no plain file name")
+    if len({PurePath(str(name)).stem for name in names}) < len(names):
+        raise KeypointError(f"{path}: {split}/names holds two photos that would share one map")
     if f"{split}/points14" not in arrays:
         raise KeypointError(f"{path}: lacks the array {split}/points14")
     found: dict[str, Tensor] = {}

@@ -7,7 +7,6 @@ folded into the four parts. A photo or label that cannot be used is reported and
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,6 +29,7 @@ from hpnet.parts import BACKGROUND, Part, fold
 PERSON_HEIGHT_MIN: Final = 48  # pixels; below, a head is hardly larger than one cell of the network's output
 UPRIGHT_MIN: Final = 1.2  # height / width of a person's box, Pascal-Person-Part
 SECOND_HEAD_MIN: Final = 0.15  # a second piece of head counts as a second person from this share of the largest on
+HEAD_SHARE_MAX: Final = 0.4  # of a person's labelled pixels; above it is a portrait, not a person in a scene
 MARGIN: Final = 0.05  # around a person's box, as a share of its height; detectors leave about as much
 
 DENSEPOSE_UPRIGHT: Final = 1.8  # the authors' filter: height / width above, and at least four of the five groups
@@ -86,7 +86,8 @@ def read_pascal(
 
     - its box is at least 48 pixels high and 1.2 times as high as wide (sitting and lying people go),
     - it shows a head and a torso; the head's middle lies above the torso's, and the torso's above the legs' if any,
-    - it has one head only: a second piece of head of 15 % of the largest or more means that two people touch.
+    - it has one head only: a second piece of head of 15 % of the largest or more means that two people touch,
+    - its head takes at most 40 % of it (close-ups of faces go).
 
     Legs may be missing: people cut off by the photo or a table teach what invisible parts look like. The crop is the
     box with a margin of 5 % of its height, inside the photo; other people in it are background.
@@ -134,10 +135,9 @@ def read_densepose(
         failures: receives what cannot be used (and is skipped); without it the first such photo raises.
 
     Raises:
-        ParsingError: the json is missing, damaged or of another format; pycocotools is missing; without `failures`
-            also a bad photo or annotation.
+        ParsingError: the json is missing, damaged or of another format; without `failures` also a bad photo or
+            annotation.
     """
-    _check_pycocotools()
     by_photo = _densepose_people(Path(annotations))
 
     def read(name: str) -> list[ParsingSample]:
@@ -187,8 +187,8 @@ def connected(mask: Bool[NDArray[Any], "H W"]) -> Int32[NDArray[Any], "H W"]:
     """
     height, width = mask.shape
     edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    row, begin = np.nonzero(edges == 1)
-    end = np.nonzero(edges == -1)[1]
+    row, begin = np.divmod(np.flatnonzero(edges == 1), width + 1)
+    end = np.flatnonzero(edges == -1) % (width + 1)
     root = _runs_joined(row.tolist(), begin.tolist(), end.tolist())
     _, first, number = np.unique(root, return_index=True, return_inverse=True)
     number = (np.argsort(np.argsort(first)) + 1)[number]
@@ -288,11 +288,14 @@ def _upright(person: NDArray[np.uint8]) -> bool:
     if None in known or known != sorted(row for row in known if row is not None):
         return False
     head_sizes = np.sort(np.bincount(connected(person == Part.HEAD.label).ravel())[1:])
+    if head_sizes.sum() > HEAD_SHARE_MAX * np.count_nonzero(person):
+        return False
     return len(head_sizes) == 1 or bool(head_sizes[-2] < SECOND_HEAD_MIN * head_sizes[-1])
 
 
 def _middle_row(mask: NDArray[np.bool_]) -> float | None:
-    return float(np.nonzero(mask)[0].mean()) if mask.any() else None
+    per_row = mask.sum(1)
+    return float(per_row @ np.arange(len(per_row)) / per_row.sum()) if per_row.any() else None
 
 
 def _box(mask: NDArray[np.bool_]) -> Box:
@@ -422,15 +425,13 @@ def _densepose_sample(picture: Image.Image, person: _Annotation, size: tuple[int
 
 def _densepose_labels(person: _Annotation, path: Path) -> NDArray[np.uint8]:
     """A person's labels, folded into parts, (256, 256) cells that span the box."""
-    from pycocotools import mask as run_length
-
     labels = np.zeros((_DENSEPOSE_SIDE, _DENSEPOSE_SIDE), np.uint8)
     for label, part in enumerate(person.parts, start=1):
         if part is None:
             continue
         try:
-            labels[run_length.decode(part).astype(bool)] = label
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            labels[_run_length_mask(part["counts"], labels.shape)] = label
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ParsingError(
                 f"{path}: annotation {person.number}, dp_masks[{label - 1}] is no run-length mask of "
                 f"{_DENSEPOSE_SIDE} x {_DENSEPOSE_SIDE} cells"
@@ -438,6 +439,28 @@ def _densepose_labels(person: _Annotation, path: Path) -> NDArray[np.uint8]:
     return fold(torch.from_numpy(labels), "densepose").numpy()
 
 
-def _check_pycocotools() -> None:
-    if importlib.util.find_spec("pycocotools") is None:
-        raise ParsingError("DensePose-COCO's masks need pycocotools: pip install 'hpnet[train]'")
+def _run_length_mask(counts: str, shape: tuple[int, int]) -> Bool[NDArray[Any], "H W"]:
+    """Decode a mask in COCO's compressed run-length encoding: lengths of runs, off and on by turns, column by column.
+
+    A length is written in characters of five bits, lowest first, counted from "0"; a sixth bit says that more follow,
+    the highest bit of the last is the sign. From the fourth length on, the difference to the last but one is written.
+
+    pycocotools 2.0.11 would do, but every call warns under NumPy 2 (and will fail one day), and it is C code that
+    reads whatever a damaged file holds.
+    """
+    code = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - ord("0")
+    if len(code) == 0 or code.min() < 0 or code.max() > 0b111111 or code[-1] & 0b100000:
+        raise ValueError("not a run-length encoding")
+    last = np.flatnonzero(code & 0b100000 == 0)
+    first = np.concatenate([[0], last[:-1] + 1])
+    place = 5 * (np.arange(len(code)) - np.repeat(first, last - first + 1))
+    if place.max() > 25:
+        raise ValueError("a run longer than any mask")
+    lengths = np.add.reduceat((code & 0b11111) << place, first)
+    lengths -= np.where(code[last] & 0b10000, 1 << (place[last] + 5), 0)
+    for start in (1, 2):
+        lengths[start::2] = np.cumsum(lengths[start::2])
+    if lengths.min() < 0 or lengths.sum() != shape[0] * shape[1]:
+        raise ValueError("the runs do not fill the mask")
+    runs: NDArray[np.bool_] = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
+    return runs.reshape(shape[1], shape[0]).T

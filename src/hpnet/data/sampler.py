@@ -7,18 +7,20 @@ state. An epoch is one pass over the identities, as in the authors' code.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-_EPOCH_STREAM = 0x9E37_79B9_7F4A_7C15  # odd, so that (seed, epoch) pairs spread over 64 bits
 
+def generator_for(seed: int, *place: int | str) -> torch.Generator:
+    """A generator that depends on the seed and the place in the run, and on nothing else.
 
-def generator_for(seed: int, place: int) -> torch.Generator:
-    """A generator that depends on both numbers and on nothing else."""
-    mixed = (seed * 0x2545_F491_4F6C_DD1D + place * _EPOCH_STREAM + 1) % (1 << 63)
-    return torch.Generator().manual_seed(mixed)
+    They are hashed because torch's generator looks at the lowest 32 bits of its seed only.
+    """
+    digest = sha256(repr((seed, *place)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class IdentitySampler:
 
     def epoch(self, number: int) -> Int64[Tensor, "batches PK"]:
         """Row numbers of the images of every batch of an epoch, identity by identity."""
-        generator = generator_for(self.seed, number)
+        generator = generator_for(self.seed, "epoch", number)
         order = torch.randperm(self.identity_count, generator=generator)
         order = order[: self.batches_per_epoch * self.identities]
         by_identity = self._rows_by_identity()

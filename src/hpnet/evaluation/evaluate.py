@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -22,7 +22,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from hpnet import weights as weights_file
 from hpnet.data.reid import JUNK, Person, data_hash, read_split
 from hpnet.distance import Metric, Visibility, common_part_count, part_distance
 from hpnet.embed import Embedder, read_features, write_features
@@ -112,7 +111,7 @@ def evaluate(
         protocol: a row of hpnet.evaluation.protocols, such as market1501 or occluded_reid-authors.
         root: folder of the data set.
         distance: METRIC+VISIBILITY instead of the protocol's own, such as euclidean+ignore (Table 4, test w/o vis).
-        out: folder for scores.json and cached features; by default evaluate/PROTOCOL beside the weights.
+        out: folder for scores.json and cached features; by default evaluate/PROTOCOL beside the weights file.
         report: folder for an HTML page with ranked lists of some queries.
         seed: of the single-gallery-shot trials.
         batch_size: photos that go through the network together.
@@ -121,12 +120,12 @@ def evaluate(
     """
     row = _with_distance(find_protocol(protocol), distance)
     embedder = Embedder(weights, device=device, batch_size=batch_size)
-    folder = out or weights_file.locate(weights).parent / "evaluate" / row.name
+    folder = out or _default_folder(weights, row, distance)
     people = _people(row, root)
     sides = [_seen(embedder, each, root, folder) for each in people]
     judgement = judge(row, sides[0], sides[1], seed=seed)
     record = _record(row, judgement, sides, embedder, root, seed)
-    _write_json(folder / "scores.json", record)
+    write_json(folder / "scores.json", record)
     if json:
         Console().print(json_format.dumps(record), markup=False, highlight=False, soft_wrap=True)
     else:
@@ -134,6 +133,7 @@ def evaluate(
         Console().print(f"written: {folder / 'scores.json'}", markup=False, highlight=False, soft_wrap=True)
     if report is not None:
         _write_report(report / "report.html", row, judgement, sides, embedder)
+        Console(stderr=True).print(f"look at {report / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -146,7 +146,7 @@ def percent(scores: Scores) -> dict[str, float]:
 def ranked(
     protocol: Protocol, query: Side, gallery: Side, row: int, k: int
 ) -> tuple[Float[Tensor, " k"], Int64[Tensor, " k"]]:
-    """Distances and gallery rows of one query's first k answers that count and can be compared."""
+    """Distances and gallery rows of one query's first k answers that count, infinitely far ones left out."""
     distance = part_distance(query.features[row], gallery.features, protocol.metric, protocol.visibility)[0]
     _, ignore = masks([query.people[row]], gallery.people)
     distance = distance.masked_fill(ignore[0], torch.inf)
@@ -186,11 +186,17 @@ def _by_common_parts(trials: Sequence[QueryScores], most: Tensor) -> dict[int, S
 def _with_distance(row: Protocol, distance: str | None) -> Protocol:
     if distance is None:
         return row
-    metrics, kinds = Metric.__args__, Visibility.__args__  # type: ignore[attr-defined]
+    metrics, kinds = get_args(Metric), get_args(Visibility)
     metric, _, visibility = distance.partition("+")
     if metric not in metrics or visibility not in kinds:
         raise ValueError(f"distance {distance!r}: write METRIC+VISIBILITY of {'|'.join(metrics)} and {'|'.join(kinds)}")
     return replace(row, metric=metric, visibility=visibility)  # type: ignore[arg-type]  # checked above
+
+
+def _default_folder(weights: Path, row: Protocol, distance: str | None) -> Path:
+    """Beside a weights file, or below the working folder for bundled weights; another distance has its own."""
+    beside = weights.parent if weights.is_file() else Path()
+    return beside / "evaluate" / (row.name if distance is None else f"{row.name}-{distance}")
 
 
 def _people(row: Protocol, root: Path) -> tuple[list[Person], list[Person]]:
@@ -255,11 +261,15 @@ def _record(
     }
 
 
-def _write_json(path: Path, record: dict[str, Any]) -> None:
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write a result file, by way of a temporary file beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json_format.dumps(record, indent=2) + "\n", encoding="utf-8")
-    beside.replace(path)
+    try:
+        beside.write_text(json_format.dumps(record, indent=2) + "\n", encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _table_rows(row: Protocol, judgement: Judgement) -> list[list[str]]:

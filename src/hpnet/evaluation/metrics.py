@@ -114,6 +114,27 @@ def score_queries(
     return QueryScores(first, precision, inp)
 
 
+def equal_error(distance: Float[Tensor, " n"], match: Bool[Tensor, " n"]) -> tuple[float, float]:
+    """The threshold at which as many matching pairs are refused as others are taken for the same, and that error rate.
+
+    Args:
+        distance: of n pairs; pairs at infinity were not comparable and are left out.
+        match: which pairs show one person.
+
+    Raises:
+        ValueError: without comparable pairs of either kind.
+    """
+    comparable = distance.isfinite()
+    right, wrong = (distance[comparable & kind].sort().values for kind in (match, ~match))
+    if not len(right) or not len(wrong):
+        raise ValueError("a threshold needs comparable pairs of one person and of two")
+    thresholds = torch.cat([right, wrong]).unique()  # type: ignore[no-untyped-call]
+    missed = 1 - torch.searchsorted(right, thresholds) / len(right)
+    taken = torch.searchsorted(wrong, thresholds) / len(wrong)
+    best = int((missed - taken).abs().argmin())
+    return float(thresholds[best]), float((missed[best] + taken[best]) / 2)
+
+
 def _score_chunk(
     distance: Float[Tensor, "r g"], match: Bool[Tensor, "r g"], ignore: Bool[Tensor, "r g"], ap: str, ties: str
 ) -> tuple[Tensor, Tensor, Tensor]:

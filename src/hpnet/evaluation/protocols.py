@@ -182,7 +182,7 @@ def hold_out(people: Sequence[Person], identities: int) -> tuple[list[Person], l
     names = sorted(
         {each.identity for each in people if each.identity is not None}, key=lambda n: (isinstance(n, str), n)
     )
-    chosen = set(names[len(names) - identities :])
+    chosen = set(names[max(0, len(names) - identities) :])
     queries: dict[tuple[Identity | None, Identity | None], Person] = {}
     gallery = []
     for person in people:
@@ -206,9 +206,11 @@ def one_per_identity(
     Returns:
         The pairs that do not count in this trial.
     """
-    draw = torch.rand(ignore.shape, generator=generator).masked_fill(ignore, -1.0)
+    # In double precision, because two equal draws would let two photos count.
+    draw = torch.rand(ignore.shape, generator=generator, dtype=torch.float64).masked_fill(ignore, -1.0)
     groups = identity.expand(ignore.shape)
-    best = torch.full((len(ignore), int(identity.max()) + 1), -1.0).scatter_reduce(1, groups, draw, "amax")
+    nothing = torch.full((len(ignore), int(identity.max()) + 1), -1.0, dtype=draw.dtype)
+    best = nothing.scatter_reduce(1, groups, draw, "amax")
     return ignore | (draw < best.gather(1, groups))
 
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from hpnet.data.parsing import read_densepose, read_pascal, stack
+from hpnet.data.parsing import parsing_hash, read_densepose, read_pascal, stack
 from hpnet.data.photos import Failure, read_part_map, read_stack
 from hpnet.data.reid import Person, data_hash, find_data_set, identity_labels, read_split, read_table
 from hpnet.data.sampler import IdentitySampler, generator_for
@@ -30,9 +30,7 @@ from hpnet.parts import PARTS
 from hpnet.training.recipe import Recipe, RecipeError
 
 _Item = TypeVar("_Item")
-_STRIDE = 16  # pixels per cell of the parsing logits
 _AHEAD = 1  # batches prepared ahead of the one in training
-_HUMAN_SEED = 1 << 32  # keeps the second stream's chance apart from the first's
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,7 @@ class TrainingData:
         reid: the ReID photos; for the baseline their part maps are all background.
         labels: (n) identity of each, 0..c-1.
         human: the human-labelled photos, or None.
+        validation: photos (m, 3, H, W) and identities (m) of people kept out of training; perhaps none (m = 0).
         sampler: which rows make up the ReID batches.
         description: name, counts and hash of the data, for the weights' header.
     """
@@ -75,6 +74,7 @@ class TrainingData:
     reid: Labelled
     labels: Int64[Tensor, " n"]
     human: Labelled | None
+    validation: tuple[UInt8[Tensor, "m 3 H W"], Int64[Tensor, " m"]]
     sampler: IdentitySampler
     description: dict[str, str | int]
 
@@ -95,7 +95,7 @@ def load_data(recipe: Recipe, *, quiet: bool = False) -> TrainingData:
     Raises:
         ValueError: something is missing or unreadable; the text names it.
     """
-    people, name = _training_people(recipe)
+    people, kept_out, name = _training_people(recipe)
     labels, identities = identity_labels(people)
     sampler = IdentitySampler(labels, recipe.identities_per_batch, recipe.images_per_identity, recipe.seed)
     reid = Labelled(
@@ -103,15 +103,18 @@ def load_data(recipe: Recipe, *, quiet: bool = False) -> TrainingData:
         _part_maps_of(people, recipe, quiet=quiet),
     )
     human = _human_labelled(recipe, quiet=quiet) if recipe.has_human_stream else None
+    validation = (read_stack([person.path for person in kept_out], recipe.model.size), identity_labels(kept_out)[0])
     description: dict[str, str | int] = {
         "reid": name,
         "reid_images": len(people),
         "reid_identities": len(identities),
+        "validation_images": len(kept_out),
         "reid_hash": data_hash(people, recipe.reid if recipe.reid.is_dir() else recipe.reid.parent),
         "human": recipe.human_set if human else "off",
         "human_images": len(human.photos) if human else 0,
+        "human_hash": parsing_hash(recipe.human_root) if human and recipe.human_root else "off",
     }
-    return TrainingData(reid, labels, human, sampler, description)
+    return TrainingData(reid, labels, human, validation, sampler, description)
 
 
 def batches_from(
@@ -151,12 +154,12 @@ def _make(
 ) -> tuple[ReIDBatch, ParsingBatch | None]:
     rank, world = share
     rows = rows.chunk(world)[rank]
-    chance = generator_for(recipe.seed, step * world + rank)
+    chance = generator_for(recipe.seed, "reid", step, rank)
     reid = ReIDBatch(*_varied(data.reid, rows, recipe, chance, device), data.labels[rows].to(device))
     if data.human is None:
         return reid, None
     # Its own stream of chance: with or without it, the ReID batches of a seed are the same.
-    chance = generator_for(recipe.seed + _HUMAN_SEED, step * world + rank)
+    chance = generator_for(recipe.seed, "human", step, rank)
     drawn = torch.randint(len(data.human.photos), (recipe.human_batch // world,), generator=chance)
     return reid, ParsingBatch(*_varied(data.human, drawn, recipe, chance, device))
 
@@ -166,20 +169,22 @@ def _varied(
 ) -> tuple[Tensor, Tensor]:
     photos, maps = source.photos[rows].to(device), source.part_maps[rows].to(device)
     image, part_map = augment(photos, maps, recipe.augmentation, chance, recipe.model.mean)
-    height, width = recipe.model.size
-    return image, to_cells(part_map, (-(-height // _STRIDE), -(-width // _STRIDE)))
+    return image, to_cells(part_map, recipe.model.cells)
 
 
-def _training_people(recipe: Recipe) -> tuple[list[Person], str]:
-    """The photos to train on: a data set's training split or a table, less the identities kept for validation."""
+def _training_people(recipe: Recipe) -> tuple[list[Person], list[Person], str]:
+    """The photos to train on (a data set's training split, or a table), those kept out for validation, and a name."""
     if recipe.reid.is_file():
         people, name = read_table(recipe.reid), recipe.reid.name
     else:
         name = find_data_set(recipe.reid)
         people = read_split(name, recipe.reid, "train")
     _, identities = identity_labels(people)
-    kept = set(identities[: len(identities) - recipe.validation_identities])
-    return [person for person in people if person.identity in kept], name
+    if recipe.validation_identities >= len(identities):
+        raise RecipeError(f"validation_identities leaves none of the {len(identities)} identities to train on")
+    chosen = set(identities[: len(identities) - recipe.validation_identities])
+    train = [person for person in people if person.identity in chosen]
+    return train, [person for person in people if person.identity not in chosen], name
 
 
 def _part_maps_of(people: Sequence[Person], recipe: Recipe, *, quiet: bool) -> UInt8[Tensor, "n H W"]:

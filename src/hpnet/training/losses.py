@@ -35,7 +35,7 @@ def identity_loss(
     """
     b, p, c = logits.shape
     target = identity.long()[:, None].expand(b, p)
-    entropy = F.cross_entropy(logits.float().reshape(b * p, c), target.reshape(b * p), reduction="none").view(b, p)
+    entropy = F.cross_entropy(_precise(logits).reshape(b * p, c), target.reshape(b * p), reduction="none").view(b, p)
     per_part = (entropy * visibility).sum(0)
     if average == "batch":
         return per_part.sum() / max(b, 1)
@@ -61,7 +61,7 @@ def triplet_loss(
         margin: M of Eq. 3.
     """
     shown = visibility.T[:, :, None] & visibility.T[:, None, :]
-    by_part = features.float().transpose(0, 1)
+    by_part = _precise(features).transpose(0, 1)
     # Differences, not a matrix product: near pairs keep their digits, and so do their gradients.
     squared = torch.stack([_squared_distances(part) for part in by_part])
     distances = squared.clamp(min=_SQUARED_DISTANCE_MIN).sqrt()
@@ -91,7 +91,7 @@ def parsing_loss(
         average: `image` divides by each image's positive cells of the part and by the batch size (Eq. 9), `batch`
             divides each part by its positive cells in the whole batch (the authors' code).
     """
-    logits = logits.float()
+    logits = _precise(logits)
     target = part_masks(part_map)[:, : logits.shape[1]].to(logits.dtype)
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     probability = logits.sigmoid()
@@ -105,6 +105,11 @@ def parsing_loss(
     if average == "batch":
         return (loss.sum(0) / torch.where(images > 0, cells.sum(0), typical)).sum()
     return (loss / torch.where(cells > 0, cells, typical)).sum() / max(len(logits), 1)
+
+
+def _precise(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """At least float32: under autocast the network's outputs are half as precise."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _squared_distances(features: Float[Tensor, "b d"]) -> Float[Tensor, "b b"]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from glob import escape
+from os import PathLike
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -44,8 +46,9 @@ class Recipe:
         schedule: `step` multiplies the rates by 0.1 after each of rate_drops; `cosine` lets them fall to zero.
         rate_drops: epochs after which the rate drops.
         warmup_epochs: epochs over which the rates rise from a hundredth.
+        optimiser: `sgd` as in the paper, or `adam` (AdamW), which learns faster in short runs from nothing.
         momentum: of SGD.
-        weight_decay: of SGD.
+        weight_decay: of either.
         weight_identity: lambda_ide of Eq. 10.
         weight_triplet: lambda_tri.
         weight_parsing: lambda_seg.
@@ -79,7 +82,8 @@ class Recipe:
     new_layer_rate: float = 0.02
     schedule: Literal["step", "cosine"] = "step"
     rate_drops: tuple[int, ...] = (240,)
-    warmup_epochs: int = 0
+    warmup_epochs: float = 0.0
+    optimiser: Literal["sgd", "adam"] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     weight_identity: float = 1.0
@@ -97,8 +101,14 @@ class Recipe:
     checkpoint_minutes: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise RecipeError(f"epochs must be at least 1, not {self.epochs}")
+        for name in ("epochs", "identities_per_batch", "images_per_identity", "human_batch"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("validation_identities", "warmup_epochs", "parsing_only_epochs"):
+            if getattr(self, name) < 0:
+                raise RecipeError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if self.model.baseline and self.parsing_only_epochs:
+            raise RecipeError("parsing_only_epochs must be 0 for the baseline, which does not parse")
         if not self.model.baseline and self.part_maps is None:
             raise RecipeError("part_maps is missing: give the folder of part maps (or model.baseline: true)")
         if self.human_set != "off" and self.human_root is None:
@@ -133,7 +143,9 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: no such file, not YAML, an unknown key, a value of the wrong kind, or two values that do not fit.
     """
-    parser = ArgumentParser(exit_on_error=False, default_config_files=[str(each) for each in _chain(path)])
+    # jsonargparse takes them for patterns
+    chain: list[str | PathLike[Any]] = [escape(str(each)) for each in _chain(path)]
+    parser = ArgumentParser(exit_on_error=False, default_config_files=chain)
     parser.add_argument(f"--{_BASED_ON}")
     parser.add_class_arguments(Recipe)
     try:
@@ -149,7 +161,7 @@ def _chain(path: Path) -> list[Path]:
     chain: list[Path] = []
     following: Path | None = Path(path)
     while following is not None:
-        if following in chain:
+        if following.resolve() in (each.resolve() for each in chain):
             raise RecipeError(f"{following}: is {_BASED_ON} itself")
         chain.insert(0, following)
         content = _content(following)

@@ -28,6 +28,9 @@ from torch import Tensor, nn
 
 from hpnet import weights
 from hpnet.data.sampler import generator_for
+from hpnet.distance import part_distance
+from hpnet.embed import Embedder, usable_device
+from hpnet.evaluation.metrics import equal_error
 from hpnet.model import HPNet
 from hpnet.training.batches import ParsingBatch, ReIDBatch, TrainingData, batches_from, load_data
 from hpnet.training.losses import identity_loss, parsing_loss, triplet_loss
@@ -37,6 +40,7 @@ INTERRUPTED: Final = 130  # exit code of a run that Ctrl-C ended
 _RATE_DROP: Final = 0.1  # Section 4.1
 _WARMUP_START: Final = 0.01
 _PHOTOS_TO_UNFOLD: Final = 256
+_PHOTOS_TO_COMPARE: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def setup(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Run:
     if share[0] == 0:
         _check_folder(recipe, resume=resume)
     local = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    device = torch.device(recipe.device or local)
+    device = usable_device(recipe.device or local)
     data = load_data(recipe, quiet=quiet or share[0] > 0)
     torch.manual_seed(recipe.seed)
     model = HPNet(replace(recipe.model, identities=data.identities))
@@ -103,12 +107,11 @@ def setup(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Run:
         # Statistics of the whole batch, as if one device had seen it.
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     model.to(device)
-    old, new = model.parameter_groups()
-    groups = [{"params": old, "base": recipe.learning_rate}, {"params": new, "base": recipe.new_layer_rate}]
-    optimiser = torch.optim.SGD(
-        groups, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
-    return Run(recipe, data, model, optimiser, device, share)
+    if share[0] == 0 and not resume:
+        # Only now that nothing is missing: a run that could not start leaves no folder that is in its own way.
+        recipe.out.mkdir(parents=True, exist_ok=True)
+        (recipe.out / "recipe.yaml").write_text(recipe.as_text(), encoding="utf-8")
+    return Run(recipe, data, model, _optimiser(model, recipe), device, share)
 
 
 def fit(run: Run, *, stop_before: int | None = None, quiet: bool = False) -> int:
@@ -195,8 +198,8 @@ class Log:
         path = run.recipe.out / "log.jsonl"
         if run.leads and path.is_file():
             # A run may be stopped after a step was logged and before its checkpoint: those steps come again.
-            kept = [line for line in path.read_text().splitlines() if json_format.loads(line)["step"] <= done]
-            path.write_text("".join(f"{line}\n" for line in kept))
+            lines = path.read_text(encoding="utf-8").splitlines()
+            path.write_text("".join(f"{line}\n" for line in lines if _is_behind(line, done)), encoding="utf-8")
         self.file = path.open("a", encoding="utf-8") if run.leads else None
         self.curves = _tensorboard(run.recipe.out, done) if run.leads else None
 
@@ -221,6 +224,14 @@ class Log:
                 self.curves.add_scalar(name, value, done)
 
 
+def _is_behind(line: str, done: int) -> bool:
+    """Whether a line of the log tells of a step that is done; the last one may be torn."""
+    try:
+        return bool(json_format.loads(line)["step"] <= done)
+    except ValueError:
+        return False
+
+
 def _reid_losses(run: Run, number: int, batch: ReIDBatch) -> dict[str, tuple[float, Float[Tensor, ""]]]:
     """The first stream's losses with their weights (Eq. 10), by the recipe's schedule."""
     recipe = run.recipe
@@ -239,6 +250,14 @@ def _reid_losses(run: Run, number: int, batch: ReIDBatch) -> dict[str, tuple[flo
         loss = triplet_loss(output.features, output.visibility, batch.identity, recipe.margin)
         losses["triplet"] = (recipe.weight_triplet, loss)
     return losses
+
+
+def _optimiser(model: HPNet, recipe: Recipe) -> torch.optim.Optimizer:
+    old, new = model.parameter_groups()
+    groups = [{"params": old, "base": recipe.learning_rate}, {"params": new, "base": recipe.new_layer_rate}]
+    if recipe.optimiser == "adam":
+        return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(groups, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
 
 
 def _backward(loss: Float[Tensor, ""]) -> None:
@@ -290,8 +309,6 @@ def _check_folder(recipe: Recipe, *, resume: bool) -> None:
             raise RecipeError(
                 f"{recipe.out}: the run folder is not empty; choose another --out, or go on with --resume"
             )
-        recipe.out.mkdir(parents=True, exist_ok=True)
-        stored.write_text(recipe.as_text(), encoding="utf-8")
         return
     if not (recipe.out / "checkpoint.pt").is_file() or not stored.is_file():
         raise RecipeError(f"{recipe.out}: nothing to resume, it holds no recipe.yaml and checkpoint.pt")
@@ -306,7 +323,7 @@ def _start_from_imagenet(model: HPNet, recipe: Recipe, data: TrainingData) -> No
     if recipe.initial.suffix != ".npz":
         weights.load_imagenet(model, recipe.initial)
         return
-    chosen = torch.randperm(len(data.reid.photos), generator=generator_for(recipe.seed, -1))[:_PHOTOS_TO_UNFOLD]
+    chosen = torch.randperm(len(data.reid.photos), generator=generator_for(recipe.seed, "unfold"))[:_PHOTOS_TO_UNFOLD]
     weights.load_folded_trunk(model, recipe.initial, data.reid.photos[chosen].float() / 255)
 
 
@@ -315,10 +332,13 @@ def _restore(run: Run) -> int:
     path = run.recipe.out / "checkpoint.pt"
     if not path.is_file():
         return 0
-    state = torch.load(path, map_location=run.device, weights_only=True)
-    run.model.load_state_dict(state["model"])
-    run.optimiser.load_state_dict(state["optimiser"])
-    return int(state["step"])
+    state = weights.read_torch_file(path)
+    try:
+        run.model.load_state_dict(state["model"])
+        run.optimiser.load_state_dict(state["optimiser"])
+        return int(state["step"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RecipeError(f"{path}: not a checkpoint of this run ({str(error).splitlines()[0]})") from error
 
 
 def _save_checkpoint(run: Run, done: int) -> None:
@@ -331,7 +351,34 @@ def _save_checkpoint(run: Run, done: int) -> None:
 
 
 def _provenance(run: Run) -> dict[str, Any]:
-    return {**run.data.description, "steps": run.steps, "seed": run.recipe.seed, "recipe": run.recipe.as_text()}
+    return {
+        **run.data.description,
+        "steps": run.steps,
+        "seed": run.recipe.seed,
+        "recipe": run.recipe.as_text(),
+        **_threshold(run),
+    }
+
+
+def _threshold(run: Run) -> dict[str, float | str]:
+    """The distance below which two photos are called the same person: where both kinds of error are equally frequent.
+
+    Measured on people kept out of training; without such people on the training photos themselves, which flatters it,
+    and the header says so.
+    """
+    photos, labels = run.data.validation
+    source = "validation identities"
+    if not len(photos):
+        source, chosen = "training identities", generator_for(run.recipe.seed, "threshold")
+        rows = torch.randperm(len(run.data.labels), generator=chosen)[:_PHOTOS_TO_COMPARE]
+        photos, labels = run.data.reid.photos[rows], run.data.labels[rows]
+    features = Embedder(run.model, device=run.device)(photos)
+    above = torch.ones(len(labels), len(labels), dtype=torch.bool).triu(1)
+    distance, match = part_distance(features, features)[above], (labels[:, None] == labels)[above]
+    if not bool((match & distance.isfinite()).any()) or bool((match | ~distance.isfinite()).all()):
+        return {"same_below_from": "nothing: no pairs to compare"}
+    threshold, error = equal_error(distance, match)
+    return {"same_below": threshold, "same_below_error": error, "same_below_from": source}
 
 
 def _report(run: Run, done: int, *, json: bool) -> None:
