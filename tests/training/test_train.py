@@ -99,6 +99,17 @@ def test_a_finished_run_leaves_all_it_promises(
     assert not [path.name for path in run.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize(("kept_out", "source"), [(3, "validation identities"), (0, "training identities")])
+def test_the_weights_say_where_same_ends_and_on_whom_that_was_measured(kept_out: int, source: str, tiny: Tiny) -> None:
+    # A low threshold of the masks, for a network of few steps is sure of no part.
+    run = started(tiny(validation_identities=kept_out, epochs=1, model=replace(tiny().model, threshold=0.1)))
+    fit(run, quiet=True)
+    told = weights.read_header(run.recipe.out / "weights.safetensors").training
+    assert told["same_below_from"] == source
+    assert 0 < told["same_below"] <= 2
+    assert 0 <= told["same_below_error"] <= 1
+
+
 def test_losses_fall(tiny: Tiny) -> None:
     run = started(tiny(epochs=12, learning_rate=0.02, new_layer_rate=0.04, augmentation=Augmentation(0.5)))
     assert fit(run, quiet=True) == run.steps == 24
