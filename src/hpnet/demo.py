@@ -16,12 +16,14 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from hpnet.console import remark, say
 from hpnet.data.reid import JUNK, Person, read_split
 from hpnet.data.synthetic import SyntheticConfig, write_market1501
 from hpnet.data.transforms import Augmentation
 from hpnet.embed import Embedder
-from hpnet.evaluation.evaluate import Judgement, Side, judge, percent, write_json
+from hpnet.evaluation.evaluate import Judgement, Side, judge, percent
 from hpnet.evaluation.protocols import find_protocol
+from hpnet.files import write_json
 from hpnet.gallery import Gallery, Match
 from hpnet.model import ModelConfig
 from hpnet.report import Answer, report_query
@@ -163,7 +165,7 @@ def _cells(rows: Sequence[_Row]) -> list[list[str]]:
 
 def _print(rows: Sequence[_Row], record: dict[str, Any], out: Path, *, json: bool) -> None:
     if json:
-        Console().print(json_format.dumps(record), markup=False, highlight=False, soft_wrap=True)
+        say(json_format.dumps(record))
         return
     table = Table(title="half-hidden queries, percent")
     table.add_column("")
@@ -171,5 +173,5 @@ def _print(rows: Sequence[_Row], record: dict[str, Any], out: Path, *, json: boo
         table.add_column(name, justify="right")
     for cells in _cells(rows):
         table.add_row(*cells)
-    Console().print(table)
-    Console().print(f"look at {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    say(table)
+    remark(f"look at {out / 'report.html'}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json as json_format
-import os
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,12 +15,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (the field's own abbreviation)
 from jaxtyping import Float, Num, UInt8
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from hpnet import weights as weights_file
+from hpnet.console import say, tell_skipped, tracked
 from hpnet.data.photos import Failure, PhotoError, find_photos, read_photos
+from hpnet.files import written_whole
 from hpnet.model import HPNet, ModelOutput
 from hpnet.parts import BACKGROUND, PartFeatures
 
@@ -57,7 +57,7 @@ class Embedder:
         self.device = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.batch_size = batch_size
         if isinstance(weights, HPNet):
-            self.model = weights.eval().to(self.device)
+            self.model = copy.deepcopy(weights).eval().to(self.device)  # the caller's own stays as it is
             self.fingerprint = _hash_of(weights)
         else:
             path = weights_file.locate(weights)
@@ -95,7 +95,7 @@ class Embedder:
         """
         stream: Iterable[Tensor | Failure] = read_photos(paths, self.model.config.size)
         if progress is not None:
-            stream = track(stream, progress, total=len(paths), console=Console(stderr=True))
+            stream = tracked(stream, progress, len(paths))
         failures: list[Failure] = []
         read: list[Path] = []
 
@@ -166,36 +166,23 @@ def embed(
     write_features(
         out, embedded.features, [path.relative_to(folder).as_posix() for path in embedded.paths], embedder.fingerprint
     )
-    for failure in embedded.failures:
-        Console(stderr=True).print(f"skipped {failure.reason}", markup=False, highlight=False, soft_wrap=True)
+    tell_skipped(failure.reason for failure in embedded.failures)
     summary = {"embedded": len(embedded.paths), "skipped": len(embedded.failures), "out": str(out)}
-    Console().print(
-        json_format.dumps(summary)
-        if json
-        else f"{len(embedded.paths)} photos embedded, {len(embedded.failures)} skipped: {out}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    text = f"{len(embedded.paths)} photos embedded, {len(embedded.failures)} skipped: {out}"
+    say(json_format.dumps(summary) if json else text)
     return 1 if embedded.failures else 0
 
 
 def write_features(path: Path, features: PartFeatures, names: Sequence[str], fingerprint: str) -> None:
     """Write embedded photos to an .npz file, by way of a temporary file beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            np.savez(
-                file,
-                features=features.features.cpu().numpy(),
-                visibility=features.visibility.cpu().numpy(),
-                paths=np.array(names, dtype=np.str_),
-                weights=np.array(fingerprint),
-            )
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with written_whole(path) as beside, beside.open("wb") as file:
+        np.savez(
+            file,
+            features=features.features.cpu().numpy(),
+            visibility=features.visibility.cpu().numpy(),
+            paths=np.array(names, dtype=np.str_),
+            weights=np.array(fingerprint),
+        )
 
 
 def read_features(path: Path) -> tuple[PartFeatures, list[str], str]:

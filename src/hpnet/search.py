@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from hpnet import weights as weights_file
+from hpnet.console import say, tell_skipped
 from hpnet.data.photos import Failure, find_photos
 from hpnet.data.reid import Person, read_folder, read_table
 from hpnet.distance import Metric, Visibility, part_distance
@@ -57,12 +57,10 @@ def add(
     failures: list[Failure] = []
     for start in range(0, len(people), _PHOTOS_AT_ONCE):
         failures.extend(_add_some(store, embedder, people[start : start + _PHOTOS_AT_ONCE]))
-    _tell_skipped(failures)
+    tell_skipped(failure.reason for failure in failures)
     added = len(people) - len(failures)
     summary = {"added": added, "skipped": len(failures), "people": len(store), "gallery": str(gallery)}
-    _say(
-        json_format.dumps(summary) if json else f"{added} added, {len(failures)} skipped; {gallery} holds {len(store)}"
-    )
+    say(json_format.dumps(summary) if json else f"{added} added, {len(failures)} skipped; {gallery} holds {len(store)}")
     return 1 if failures else 0
 
 
@@ -98,13 +96,13 @@ def search(
     embedder = Embedder(weights, device=device)
     store = Gallery.open(gallery, embedder.fingerprint)
     embedded = embedder.embed_files(find_photos(photo))
-    _tell_skipped(embedded.failures)
+    tell_skipped(failure.reason for failure in embedded.failures)
     if not embedded.paths:
         return 2
     found = store.search(embedded.features, k=k, metric=metric, visibility=visibility, parts=parts, filter=filter)
     seen = [seen_parts(embedded.features[row]) for row in range(len(embedded.paths))]
     if json:
-        _say(json_format.dumps([_as_json(*each) for each in zip(embedded.paths, seen, found, strict=True)]))
+        say(json_format.dumps([_as_json(*each) for each in zip(embedded.paths, seen, found, strict=True)]))
     else:
         for path, visible, matches in zip(embedded.paths, seen, found, strict=True):
             _print_matches(path, visible, matches)
@@ -149,11 +147,11 @@ def compare(
         "parts": by_part,
     }
     if json:
-        _say(json_format.dumps(answer))
+        say(json_format.dumps(answer))
         return 0
     compared = ", ".join(f"{title} {value:.3f}" for title, value in by_part.items()) or "no part is seen in both"
-    _say(verdict if distance == torch.inf else f"{verdict}: distance {distance:.3f}, the same below {threshold:.3f}")
-    _say(f"compared: {compared}")
+    say(verdict if distance == torch.inf else f"{verdict}: distance {distance:.3f}, the same below {threshold:.3f}")
+    say(f"compared: {compared}")
     return 0
 
 
@@ -196,15 +194,6 @@ def _print_matches(path: Path, visible: tuple[Part, ...], matches: Sequence[Matc
         compared = ", ".join(part.title for part in match.parts)
         camera = "" if match.camera is None else str(match.camera)
         table.add_row(str(rank), _who(match), f"{match.distance:.3f}", compared, camera)
-    Console().print(table)
+    say(table)
     if not matches:
-        _say("nobody in the gallery shows a part that the query shows")
-
-
-def _tell_skipped(failures: Sequence[Failure]) -> None:
-    for failure in failures:
-        Console(stderr=True).print(f"skipped {failure.reason}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _say(line: str) -> None:
-    Console().print(line, markup=False, highlight=False, soft_wrap=True)
+        say("nobody in the gallery shows a part that the query shows")

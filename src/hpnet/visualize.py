@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -20,6 +19,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from hpnet.files import written_whole
 from hpnet.parts import PARTS, Part
 
 Colour = tuple[int, int, int]
@@ -241,14 +241,8 @@ def write_report(
         *(_query(number, query) for number, query in enumerate(queries, start=1)),
     ]
     page = _PAGE.format(title=escape(title), style=_STYLE + _part_style(), body="\n".join(body))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with written_whole(path) as beside:
         beside.write_text(page, encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _place(

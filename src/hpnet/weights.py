@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import re
 import warnings
@@ -27,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hpnet.files import written_whole
 from hpnet.model import HPNet, ModelConfig, Trunk
 from hpnet.parts import PARTS
 
@@ -134,13 +134,8 @@ def save(
         "training": json.dumps(dict(training or {})),
         "version": metadata.version("hpnet"),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with written_whole(path) as beside:
         save_file(state, beside, metadata=header)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def read_header(weights: str | Path) -> Header:

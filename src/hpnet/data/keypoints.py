@@ -21,11 +21,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Integer, Num, UInt8
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from hpnet.console import say, tracked
 from hpnet.data.photos import write_part_map
 from hpnet.data.skeletons import (
     HEAD,
@@ -47,6 +46,7 @@ from hpnet.data.skeletons import (
     face_middle,
     torso_length,
 )
+from hpnet.files import write_json
 from hpnet.parts import PARTS, visible_parts
 
 RULE: Final = (
@@ -236,10 +236,10 @@ def keypoints_to_parts(
         raise KeypointError(f"{out}: is a file; give a folder for the maps")
     source = {"source_sha256": hashlib.sha256(Path(keypoints).read_bytes()).hexdigest(), "size": list(size)}
     manifest = _manifest_begun(out / "manifest.json", {**source, "source": Path(keypoints).name}, overwrite)
-    _write_manifest(out / "manifest.json", manifest)  # first, so that also a broken-off run says what it drew from
+    write_json(out / "manifest.json", manifest)  # first, so that also a broken-off run says what it drew from
     for name in tables if split == "all" else (split,):
         manifest["splits"][name] = _write_split(tables[name], out / name, size, overwrite)
-        _write_manifest(out / "manifest.json", manifest)
+        write_json(out / "manifest.json", manifest)
     _report(manifest, out, json)
     return 0
 
@@ -300,7 +300,7 @@ def _pieces(
 ) -> Iterator[tuple[tuple[str, ...], UInt8[Tensor, "n H W"]]]:
     """Names and maps in pieces, so that memory stays bounded and the bar moves."""
     starts = range(0, len(table.names), _ROWS_AT_ONCE)
-    for start in track(starts, f"drawing {title}", console=Console(stderr=True)):
+    for start in tracked(starts, f"drawing {title}"):
         rows = slice(start, start + _ROWS_AT_ONCE)
         joints = None if table.openpose18 is None else table.openpose18[rows]
         piece = KeypointTable(table.names[rows], table.points14[rows], joints)
@@ -324,19 +324,12 @@ def _manifest_begun(path: Path, source: dict[str, Any], overwrite: bool) -> dict
     return {**source, "splits": splits}
 
 
-def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside.write_text(json_format.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    beside.replace(path)
-
-
 def _report(manifest: dict[str, Any], out: Path, json: bool) -> None:
     if json:
-        print(json_format.dumps({"out": str(out), **manifest}))
+        say(json_format.dumps({"out": str(out), **manifest}))
         return
     table = Table("folder", "maps", "written now", *(f"{part.title} %" for part in PARTS), title=f"part maps in {out}")
     for name, entry in manifest["splits"].items():
         shares = (f"{100 * entry['visible'][part.name]:.1f}" for part in PARTS)
         table.add_row(name, f"{entry['maps']:,}", f"{entry['written']:,}", *shares)
-    Console().print(table)
+    say(table)

@@ -23,6 +23,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from hpnet.files import written_whole
 from hpnet.parts import PARTS
 
 PHOTO_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm")
@@ -119,13 +120,8 @@ def write_part_map(path: Path, part_map: UInt8[Tensor, "H W"]) -> None:
 
 def write_picture(path: Path, image: Image.Image, quality: int = 92) -> None:
     """Write a picture so that a half-written file is never seen under its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    with written_whole(path) as beside:
         image.save(beside, quality=quality)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def read_photos(

@@ -7,6 +7,7 @@ state. An epoch is one pass over the identities, as in the authors' code.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 
 import torch
@@ -46,7 +47,7 @@ class IdentitySampler:
         if count < self.identities:
             raise ValueError(f"a batch of {self.identities} identities cannot be drawn from {count}: lower it")
 
-    @property
+    @cached_property
     def identity_count(self) -> int:
         """How many identities c there are."""
         return len(self.labels.unique(sorted=False))  # type: ignore[no-untyped-call]

@@ -25,11 +25,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFilter
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from hpnet.console import say, tracked
 from hpnet.data.cutouts import Cutout, Place
 from hpnet.data.dolls import Doll, Pose, cut_out
 from hpnet.data.photos import write_part_map, write_picture
@@ -269,7 +268,7 @@ def write_market1501(out: Path, config: SyntheticConfig | None = None) -> dict[s
 
 def _write(folder: Path, config: SyntheticConfig) -> dict[str, int]:
     orders, rows = list(_orders(config)), []
-    for order in track(orders, "drawing", console=Console(stderr=True)):
+    for order in tracked(orders, "drawing"):
         drawing = draw(
             order.identity, order.camera, order.shot, seed=config.seed, size=config.size, occlusion=order.occlusion
         )
@@ -360,5 +359,5 @@ def synth(
     table = Table("folder", "photos", title=f"drawn people in {out}")
     for split, count in counts.items():
         table.add_row(split, f"{count:,}")
-    Console().print(table)
+    say(table)
     return 0

@@ -18,15 +18,16 @@ from typing import Any, Final, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from hpnet.console import remark, say
 from hpnet.data.reid import JUNK, Person, data_hash, read_split
 from hpnet.distance import Metric, Visibility, common_part_count, part_distance
 from hpnet.embed import Embedder, read_features, write_features
 from hpnet.evaluation.metrics import RANKS, QueryScores, Scores, score_queries
 from hpnet.evaluation.protocols import Protocol, find_protocol, hold_out, masks, numbered, one_per_identity
+from hpnet.files import write_json
 from hpnet.parts import PartFeatures
 from hpnet.report import Answer, report_query
 from hpnet.visualize import ReportTable, write_report
@@ -127,13 +128,13 @@ def evaluate(
     record = _record(row, judgement, sides, embedder, root, seed)
     write_json(folder / "scores.json", record)
     if json:
-        Console().print(json_format.dumps(record), markup=False, highlight=False, soft_wrap=True)
+        say(json_format.dumps(record))
     else:
         _print(row, judgement, sides)
-        Console().print(f"written: {folder / 'scores.json'}", markup=False, highlight=False, soft_wrap=True)
+        remark(f"written: {folder / 'scores.json'}")
     if report is not None:
         _write_report(report / "report.html", row, judgement, sides, embedder)
-        Console(stderr=True).print(f"look at {report / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+        remark(f"look at {report / 'report.html'}")
     return 0
 
 
@@ -261,17 +262,6 @@ def _record(
     }
 
 
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a result file, by way of a temporary file beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(json_format.dumps(record, indent=2) + "\n", encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def _table_rows(row: Protocol, judgement: Judgement) -> list[list[str]]:
     ours = percent(judgement.mean)
     rows = [["these weights", *(_cell(ours, judgement.deviation, name) for name in _PRINTED)]]
@@ -303,7 +293,7 @@ def _print(row: Protocol, judgement: Judgement, sides: Sequence[Side]) -> None:
         table.add_column(name, justify="right")
     for cells in _table_rows(row, judgement):
         table.add_row(*cells)
-    Console().print(table)
+    say(table)
 
 
 def _write_report(path: Path, row: Protocol, judgement: Judgement, sides: Sequence[Side], embedder: Embedder) -> None:

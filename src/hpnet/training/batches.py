@@ -6,21 +6,18 @@ recipe's seed and n. So a run that was stopped goes on exactly, and nothing but 
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int64, UInt8
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
+from hpnet.console import tell_skipped, tracked
 from hpnet.data.parsing import parsing_hash, read_densepose, read_pascal, stack
 from hpnet.data.photos import Failure, read_part_map, read_stack
 from hpnet.data.reid import Person, data_hash, find_data_set, identity_labels, read_split, read_table
@@ -29,7 +26,6 @@ from hpnet.data.transforms import augment, to_cells
 from hpnet.parts import PARTS
 from hpnet.training.recipe import Recipe, RecipeError
 
-_Item = TypeVar("_Item")
 _AHEAD = 1  # batches prepared ahead of the one in training
 
 
@@ -198,7 +194,7 @@ def _part_maps_of(people: Sequence[Person], recipe: Recipe, *, quiet: bool) -> U
         raise RecipeError(f"part_maps: {len(missing)} of {len(paths)} photos have no part map, {missing[0]} first")
     with ThreadPoolExecutor() as pool:
         read = pool.map(partial(read_part_map, size=recipe.model.size), paths)
-        for row, part_map in enumerate(_tracked(read, "part maps", len(paths), quiet=quiet)):
+        for row, part_map in enumerate(tracked(read, "part maps", len(paths), quiet=quiet)):
             if int(part_map.max()) > len(PARTS):
                 raise RecipeError(
                     f"{paths[row]}: holds the label {int(part_map.max())}; a part map has 0..{len(PARTS)}"
@@ -222,12 +218,8 @@ def _human_labelled(recipe: Recipe, *, quiet: bool) -> Labelled:
         samples = read_pascal(recipe.human_root, "train", recipe.model.size, failures=failures)
     else:
         annotations = recipe.human_root / recipe.human_annotations
-        samples = read_densepose(annotations, recipe.human_root, recipe.model.size, failures=failures)
-    photos, part_maps = stack(_tracked(samples, recipe.human_set, None, quiet=quiet))
-    for failure in failures:
-        warnings.warn(f"skipped {failure.reason}", stacklevel=2)
+        photos_folder = recipe.human_root / recipe.human_photos
+        samples = read_densepose(annotations, photos_folder, recipe.model.size, failures=failures)
+    photos, part_maps = stack(tracked(samples, recipe.human_set, None, quiet=quiet))
+    tell_skipped(failure.reason for failure in failures)
     return Labelled(photos, part_maps)
-
-
-def _tracked(items: Iterable[_Item], title: str, total: int | None, *, quiet: bool) -> Iterable[_Item]:
-    return track(items, title, total=total, console=Console(stderr=True), disable=quiet, transient=True)

@@ -20,6 +20,7 @@ from hpnet.data.transforms import Augmentation
 from hpnet.model import ModelConfig
 
 _BASED_ON: Final = "based_on"
+_FREE: Final = ("device", "out", "checkpoint_minutes")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Recipe:
         human_set: which human-labelled parsing set makes the second stream.
         human_root: its folder.
         human_annotations: DensePose-COCO's annotation file, below human_root.
+        human_photos: COCO's folder of photos, below human_root.
         initial: ImageNet weights of the trunk (.pth, .safetensors, or the folded .npz); None starts from nothing.
         model: the network; its number of identities is taken from the data.
         augmentation: how photos of both streams are varied.
@@ -70,6 +72,7 @@ class Recipe:
     human_set: Literal["off", "pascal", "densepose"] = "off"
     human_root: Path | None = None
     human_annotations: str = "annotations/densepose_coco_2014_train.json"
+    human_photos: str = "train2014"
     initial: Path | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -125,9 +128,13 @@ class Recipe:
         return text
 
     def conflicts(self, other: Recipe) -> list[str]:
-        """One line for each value in which two recipes differ, nested names with dots."""
+        """One line for each value in which two recipes differ, nested names with dots.
+
+        Where and how a run is kept does not count: device, out and checkpoint_minutes may change on the way.
+        """
         mine, theirs = (dict(_flat(_plain(asdict(each)))) for each in (self, other))
-        return [f"{name}: {theirs[name]!r} -> {mine[name]!r}" for name in mine if mine[name] != theirs[name]]
+        differing = [name for name in mine if mine[name] != theirs[name] and name not in _FREE]
+        return [f"{name}: {theirs[name]!r} -> {mine[name]!r}" for name in differing]
 
 
 class RecipeError(ValueError):

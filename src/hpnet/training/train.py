@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -27,12 +27,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from hpnet import weights
+from hpnet.console import say
 from hpnet.data.sampler import generator_for
 from hpnet.distance import part_distance
 from hpnet.embed import Embedder, usable_device
 from hpnet.evaluation.metrics import equal_error
+from hpnet.files import written_whole
 from hpnet.model import HPNet
 from hpnet.training.batches import ParsingBatch, ReIDBatch, TrainingData, batches_from, load_data
+from hpnet.training.log import Log
 from hpnet.training.losses import identity_loss, parsing_loss, triplet_loss
 from hpnet.training.recipe import Recipe, RecipeError, read_recipe
 
@@ -128,14 +131,15 @@ def fit(run: Run, *, stop_before: int | None = None, quiet: bool = False) -> int
     done = _restore(run)
     last = run.steps if stop_before is None else min(stop_before, run.steps)
     run.model.train()
-    with _interruptible() as interrupted, _progress(run, done, quiet=quiet) as bar, Log(run, done) as log:
+    with _interruptible() as interrupted, _progress(run, done, quiet=quiet) as bar, _log(run, done) as log:
         saved = started = time.monotonic()
         for reid, human in batches_from(run.data, run.recipe, range(done, last), run.device, run.share):
             waited = time.monotonic() - started
             values = step(run, done, reid, human)
             done += 1
             values |= {"seconds": time.monotonic() - started, "wait": waited}
-            log.write(done, values)
+            if log is not None:
+                log.write(done, {"rate": run.optimiser.param_groups[0]["lr"], **values})
             bar(done, values)
             if _agree(run, interrupted.is_set()):
                 break
@@ -190,48 +194,6 @@ def rate_factor(recipe: Recipe, epoch: float) -> float:
     return float(_RATE_DROP ** sum(epoch >= drop for drop in recipe.rate_drops))
 
 
-class Log:
-    """The run's numbers as they come: `log.jsonl`, and TensorBoard's curves if it is installed."""
-
-    def __init__(self, run: Run, done: int) -> None:
-        self.run = run
-        path = run.recipe.out / "log.jsonl"
-        if run.leads and path.is_file():
-            # A run may be stopped after a step was logged and before its checkpoint: those steps come again.
-            lines = path.read_text(encoding="utf-8").splitlines()
-            path.write_text("".join(f"{line}\n" for line in lines if _is_behind(line, done)), encoding="utf-8")
-        self.file = path.open("a", encoding="utf-8") if run.leads else None
-        self.curves = _tensorboard(run.recipe.out, done) if run.leads else None
-
-    def __enter__(self) -> Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for each in (self.file, self.curves):
-            if each is not None:
-                each.close()
-
-    def write(self, done: int, values: dict[str, float]) -> None:
-        """Add one step."""
-        if self.file is None:
-            return
-        rate = self.run.optimiser.param_groups[0]["lr"]
-        row = {"step": done, "epoch": done / self.run.data.steps_per_epoch, "rate": rate, **values}
-        self.file.write(json_format.dumps({name: round(value, 6) for name, value in row.items()}) + "\n")
-        self.file.flush()
-        for name, value in row.items():
-            if self.curves is not None and name != "step":
-                self.curves.add_scalar(name, value, done)
-
-
-def _is_behind(line: str, done: int) -> bool:
-    """Whether a line of the log tells of a step that is done; the last one may be torn."""
-    try:
-        return bool(json_format.loads(line)["step"] <= done)
-    except ValueError:
-        return False
-
-
 def _reid_losses(run: Run, number: int, batch: ReIDBatch) -> dict[str, tuple[float, Float[Tensor, ""]]]:
     """The first stream's losses with their weights (Eq. 10), by the recipe's schedule."""
     recipe = run.recipe
@@ -250,6 +212,10 @@ def _reid_losses(run: Run, number: int, batch: ReIDBatch) -> dict[str, tuple[flo
         loss = triplet_loss(output.features, output.visibility, batch.identity, recipe.margin)
         losses["triplet"] = (recipe.weight_triplet, loss)
     return losses
+
+
+def _log(run: Run, done: int) -> AbstractContextManager[Log | None]:
+    return Log(run.recipe.out, done, run.data.steps_per_epoch) if run.leads else nullcontext()
 
 
 def _optimiser(model: HPNet, recipe: Recipe) -> torch.optim.Optimizer:
@@ -344,10 +310,9 @@ def _restore(run: Run) -> int:
 def _save_checkpoint(run: Run, done: int) -> None:
     if not run.leads:
         return
-    beside = run.recipe.out / f".checkpoint.{os.getpid()}"
     state = {"model": run.model.state_dict(), "optimiser": run.optimiser.state_dict(), "step": done}
-    torch.save(state, beside)
-    beside.replace(run.recipe.out / "checkpoint.pt")
+    with written_whole(run.recipe.out / "checkpoint.pt") as beside:
+        torch.save(state, beside)
 
 
 def _provenance(run: Run) -> dict[str, Any]:
@@ -385,11 +350,11 @@ def _report(run: Run, done: int, *, json: bool) -> None:
     finished = done == run.steps
     if json:
         summary = {"out": str(run.recipe.out), "step": done, "steps": run.steps, "finished": finished}
-        Console().print(json_format.dumps(summary), markup=False, highlight=False, soft_wrap=True)
+        say(json_format.dumps(summary))
     elif finished:
-        Console().print(f"done: {run.recipe.out / 'weights.safetensors'}", markup=False, soft_wrap=True)
+        say(f"done: {run.recipe.out / 'weights.safetensors'}")
     else:
-        Console().print(f"stopped after step {done} of {run.steps}; go on with --resume", markup=False, soft_wrap=True)
+        say(f"stopped after step {done} of {run.steps}; go on with --resume")
 
 
 @contextmanager
@@ -426,11 +391,3 @@ def _progress(run: Run, done: int, *, quiet: bool) -> Iterator[Any]:
             progress.update(task, completed=now, epoch=epoch, losses=losses)
 
         yield show
-
-
-def _tensorboard(folder: Path, done: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=done or None)
