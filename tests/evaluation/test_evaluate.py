@@ -192,10 +192,10 @@ def run(
 def test_scores_json_names_everything_that_decided_it(
     model_file: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, _ = run(capsys, model_file, drawn, out=tmp_path / "scores", seed=5)
+    code, out, err = run(capsys, model_file, drawn, out=tmp_path / "scores", seed=5)
     assert code == 0
     record = json.loads((tmp_path / "scores" / "scores.json").read_text())
-    assert str(tmp_path / "scores" / "scores.json") in out
+    assert str(tmp_path / "scores" / "scores.json") in err
 
     query, gallery = read_split("market1501", drawn, "query"), read_split("market1501", drawn, "gallery")
     counted = [person for person in gallery if person.identity != JUNK]
