@@ -192,7 +192,7 @@ def run(
 def test_scores_json_names_everything_that_decided_it(
     model_file: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, err = run(capsys, model_file, drawn, out=tmp_path / "scores", seed=5)
+    code, _, err = run(capsys, model_file, drawn, out=tmp_path / "scores", seed=5)
     assert code == 0
     record = json.loads((tmp_path / "scores" / "scores.json").read_text())
     assert str(tmp_path / "scores" / "scores.json") in err
