@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -126,11 +127,12 @@ def test_an_interrupted_save_leaves_what_was_there(
 ) -> None:
     before = stored.read_bytes()
 
-    def cut_off(_state: State, path: Path, **_: object) -> None:
-        path.write_bytes(b"half")
+    def cut_off(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[: len(content) // 2])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(weights, "save_file", cut_off)
+    monkeypatch.setattr(Path, "write_bytes", cut_off)
     for target in (stored, tmp_path / "new.safetensors"):
         with pytest.raises(KeyboardInterrupt):
             weights.save(HPNet(SMALL()), target)
@@ -526,3 +528,26 @@ def test_the_real_folded_trunk_sees_something(real_data: Path, market1501_root: 
     same = torch.tensor([[a == b for b in names] for a in names])
     alike = vectors @ vectors.T
     assert float(alike[same & ~torch.eye(200, dtype=torch.bool)].mean()) > float(alike[~same].mean()) + 0.02
+
+
+def test_learnt_weights_start_another_run_of_the_same_layers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = ModelConfig("resnet18", "compact", parsing_channels=8, identities=3, size=(64, 32))
+    learnt = HPNet(small)
+    weights.save(learnt, tmp_path / "w.safetensors")
+    assert weights.is_own(tmp_path / "w.safetensors")
+    further = HPNet(replace(small, identities=7, size=(96, 48), threshold=0.4))
+    fresh = further.classifiers[0].weight.detach().clone()
+    weights.load_learnt(further, tmp_path / "w.safetensors")
+    for name, tensor in learnt.state_dict().items():
+        if not name.startswith("classifiers."):
+            assert torch.equal(further.state_dict()[name], tensor), name
+    assert torch.equal(further.classifiers[0].weight, fresh)
+    with pytest.raises(weights.WeightsError, match="not the recipe's"):
+        weights.load_learnt(HPNet(replace(small, branch="conv5")), tmp_path / "w.safetensors")
+
+
+def test_a_weights_file_may_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
+    weights.save(HPNet(ModelConfig("resnet18", "compact", size=(64, 32))), tmp_path / "w.safetensors")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode

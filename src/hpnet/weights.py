@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from hpnet.files import written_whole
@@ -135,7 +135,8 @@ def save(
         "version": metadata.version("hpnet"),
     }
     with written_whole(path) as beside:
-        save_file(state, beside, metadata=header)
+        # Not save_file: it makes files that only their owner may read, whatever the umask says.
+        beside.write_bytes(serialise(state, metadata=header))
 
 
 def read_header(weights: str | Path) -> Header:
@@ -169,6 +170,32 @@ def load(weights: str | Path, device: torch.device | str = "cpu") -> HPNet:
         raise WeightsError(f"{path}: its header describes no network ({_first_line(error)})") from error
     _fill(model, state, path)
     return model.eval().to(device)
+
+
+def is_own(path: Path) -> bool:
+    """Whether a safetensors file was written by `save`, whatever its version."""
+    if path.suffix != ".safetensors":
+        return False
+    with _opened(locate(path)) as file:
+        return str((file.metadata() or {}).get("format", "")).startswith("hpnet-weights/")
+
+
+def load_learnt(model: HPNet, path: Path) -> None:
+    """Start a model from weights that this project trained, to go on learning; classifiers keep their fresh values.
+
+    Args:
+        model: changed in place.
+        path: a file that `save` wrote for a network of the same layers; size and threshold may differ.
+
+    Raises:
+        WeightsError: as `load`, or the layers differ.
+    """
+    learnt = load(path)
+    state = {name: tensor for name, tensor in learnt.state_dict().items() if not name.startswith("classifiers.")}
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("classifiers.")}
+    if {name: tensor.shape for name, tensor in state.items()} != {name: tensor.shape for name, tensor in own.items()}:
+        raise WeightsError(f"{path}: its layers ({learnt.config.trunk}, {learnt.config.branch}) are not the recipe's")
+    model.load_state_dict(state, strict=False)
 
 
 def from_authors(path: str | Path) -> HPNet:

@@ -123,7 +123,8 @@ def evaluate(
     embedder = Embedder(weights, device=device, batch_size=batch_size)
     folder = out or _default_folder(weights, row, distance)
     people = _people(row, root)
-    sides = [_seen(embedder, each, root, folder) for each in people]
+    # By default every protocol of these weights finds the features that another one left.
+    sides = [_seen(embedder, each, root, out or folder.parent) for each in people]
     judgement = judge(row, sides[0], sides[1], seed=seed)
     record = _record(row, judgement, sides, embedder, root, seed)
     write_json(folder / "scores.json", record)

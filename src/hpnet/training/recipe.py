@@ -35,7 +35,8 @@ class Recipe:
         human_root: its folder.
         human_annotations: DensePose-COCO's annotation file, below human_root.
         human_photos: COCO's folder of photos, below human_root.
-        initial: ImageNet weights of the trunk (.pth, .safetensors, or the folded .npz); None starts from nothing.
+        initial: ImageNet weights of the trunk (.pth, .safetensors, or the folded .npz), or weights that an earlier run
+            learnt with the same layers; None starts from nothing.
         model: the network; its number of identities is taken from the data.
         augmentation: how photos of both streams are varied.
         epochs: passes over the identities.

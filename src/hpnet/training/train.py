@@ -105,7 +105,7 @@ def setup(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Run:
     torch.manual_seed(recipe.seed)
     model = HPNet(replace(recipe.model, identities=data.identities))
     if not resume:
-        _start_from_imagenet(model, recipe, data)
+        _start_from_weights(model, recipe, data)
     if share[1] > 1 and device.type == "cuda":
         # Statistics of the whole batch, as if one device had seen it.
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
@@ -283,8 +283,11 @@ def _check_folder(recipe: Recipe, *, resume: bool) -> None:
         raise RecipeError(f"{recipe.out}: the run was started otherwise: " + "; ".join(conflicts))
 
 
-def _start_from_imagenet(model: HPNet, recipe: Recipe, data: TrainingData) -> None:
+def _start_from_weights(model: HPNet, recipe: Recipe, data: TrainingData) -> None:
     if recipe.initial is None:
+        return
+    if weights.is_own(recipe.initial):
+        weights.load_learnt(model, recipe.initial)
         return
     if recipe.initial.suffix != ".npz":
         weights.load_imagenet(model, recipe.initial)
