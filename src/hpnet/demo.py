@@ -50,7 +50,7 @@ class _Row:
 
 
 def demo(
-    out: Path = Path("out/demo"), *, epochs: int = 11, seed: int = 0, overwrite: bool = False, json: bool = False
+    out: Path = Path("out/demo"), *, epochs: int = 16, seed: int = 0, overwrite: bool = False, json: bool = False
 ) -> int:
     """Draw people, train on them, find half-hidden ones again, and show it.
 
