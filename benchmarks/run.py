@@ -96,24 +96,20 @@ def bare_forward(model: HPNet, images: torch.Tensor, layout: torch.memory_format
 def forward() -> list[Row]:
     """The paper's model against its bare layers in either memory layout."""
     images = torch.rand(16, 3, 384, 128, generator=torch.Generator().manual_seed(0))
-    took = {}
+    model, other = HPNet(ModelConfig()).eval(), HPNet(ModelConfig()).eval().to(memory_format=torch.contiguous_format)
+    ways: dict[str, Callable[[], object]] = {
+        "ours": lambda: model(images),
+        "channels_last": lambda: bare_forward(model, images, torch.channels_last),
+        "contiguous": lambda: bare_forward(other, images, torch.contiguous_format),
+    }
+    took = dict.fromkeys(ways, float("inf"))
     with torch.inference_mode():
-        model = HPNet(ModelConfig()).eval()
-        took["ours"] = seconds(lambda: model(images))
-        took["channels_last"] = seconds(lambda: bare_forward(model, images, torch.channels_last))
-        model.to(memory_format=torch.contiguous_format)
-        took["contiguous"] = seconds(lambda: bare_forward(model, images, torch.contiguous_format))
+        for _ in range(4):  # by turns, so that a busy moment of the machine hits all of them
+            took = {name: min(took[name], seconds(way, repeats=1)) for name, way in ways.items()}
     best = min(("channels_last", "contiguous"), key=lambda name: took[name])
     ratio = f"{took['ours'] / took[best]:.2f} (aim: 1)"
-    return [
-        (
-            "ResNet-50 HPNet forward, batch 16",
-            f"{took['ours']:.2f} s",
-            f"bare layers, {best}",
-            f"{took[best]:.2f} s",
-            ratio,
-        )
-    ]
+    bare = f"{took[best]:.2f} s"
+    return [("ResNet-50 HPNet forward, batch 16", f"{took['ours']:.2f} s", f"bare layers, {best}", bare, ratio)]
 
 
 def training_and_embedding(folder: Path) -> list[Row]:

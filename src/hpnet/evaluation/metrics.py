@@ -17,7 +17,7 @@ AveragePrecision = Literal["rectangle", "trapezoid"]
 Ties = Literal["worst", "index"]
 
 RANKS: Final = (1, 3, 5, 10)
-CELLS_PER_CHUNK: Final = 1 << 22
+CELLS_PER_CHUNK: Final = 1 << 21
 
 
 @dataclass(frozen=True)
