@@ -200,7 +200,7 @@ class HPNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         # Only the last layers start near 0, where all masks and classes are undecided. The authors start the heads' 3x3
-        # convolutions there too; before a batch norm, so small a weight makes the first steps huge and then stalls.
+        # convolutions there too; before a batch norm, so small a weight makes the first steps huge.
         last = [head.conv2 for head in self.parsing_heads if isinstance(head, ParsingHead)]
         for layer in (*last, *self.classifiers):
             assert isinstance(layer, nn.Conv2d | nn.Linear)
