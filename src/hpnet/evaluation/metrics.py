@@ -18,6 +18,7 @@ Ties = Literal["worst", "index"]
 
 RANKS: Final = (1, 3, 5, 10)
 CELLS_PER_CHUNK: Final = 1 << 21
+_LEVELS: Final = 2048
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def score_queries(
         raise ValueError(f"distance, match and ignore must have one shape (q, g), not {shapes}")
     if ap not in get_args(AveragePrecision) or ties not in get_args(Ties):
         raise ValueError(f"ap is rectangle or trapezoid and ties worst or index, not {ap!r} and {ties!r}")
-    rows = max(1, CELLS_PER_CHUNK // max(1, distance.shape[1]))
+    rows = max(1, CELLS_PER_CHUNK // max(_LEVELS, distance.shape[1]))
     chunks = [slice(start, start + rows) for start in range(0, len(distance), rows)]
     pieces = [_score_chunk(distance[chunk], match[chunk], ignore[chunk], ap, ties) for chunk in chunks]
     if not pieces:
@@ -141,7 +142,7 @@ def _score_chunk(
     if bool(distance.isnan().any()):
         raise ValueError("distance holds NaN: features of these photos are broken")
     right = match & ~ignore
-    count = right.sum(1)
+    count = right.count_nonzero(1)
     k = int(count.max()) if count.numel() else 0
     if k == 0:
         empty = torch.full(count.shape, torch.nan, dtype=torch.float64, device=count.device)
@@ -185,16 +186,34 @@ def _wrong_entries_before(
     """How many wrong entries rank before each right answer.
 
     Each wrong entry is dropped into the bin of the first right answer that ranks behind it; summing the bins from the
-    left counts it for that one and all later.
+    left counts it for that one and all later. A row's range up to its last right answer is cut into equal levels. As
+    rounding keeps order, a level without a right answer has one bin for all its entries; only the few that share
+    their level with a right answer are compared one by one.
     """
     r, k = hits.shape
-    bins = torch.searchsorted(hits, distance.contiguous(), out_int32=True)
-    if ties == "index":
-        row, column = (~excluded & (hits.gather(1, bins.clamp(max=k - 1).long()) == distance)).nonzero(as_tuple=True)
-        for some in torch.split(torch.arange(len(row), device=row.device), CELLS_PER_CHUNK // k + 1):
-            value = distance[row[some], column[some], None]
-            ahead = (hits[row[some]] == value) & (columns[row[some]] < column[some, None])
-            bins[row[some], column[some]] += ahead.sum(1).int()
+    real = columns < distance.shape[1]
+    low = distance.amin(1, keepdim=True).nan_to_num()
+    high = hits.where(real & hits.isfinite(), low).amax(1, keepdim=True)
+    finite = torch.finfo(distance.dtype)
+    # In bounds, so that no entry becomes 0 * inf, whatever the range.
+    scale = ((_LEVELS - 2) / (high - low)).clamp(finite.tiny, finite.max)
+
+    def level(values: Tensor) -> Tensor:
+        return ((values - low) * scale).clamp(0, _LEVELS - 1).long()
+
+    level_of_hit = level(hits)
+    levels = torch.arange(_LEVELS, device=hits.device).repeat(r, 1)
+    bin_of_level = torch.searchsorted(level_of_hit, levels, out_int32=True)
+    shared = torch.zeros(r, _LEVELS + 1, dtype=torch.bool, device=hits.device)
+    shared.scatter_(1, level_of_hit.where(real, _LEVELS), True)
+    bins = bin_of_level.masked_fill(shared[:, :_LEVELS], -1).gather(1, level(distance))
     bins.masked_fill_(excluded, k)
+    row, column = (bins < 0).nonzero(as_tuple=True)
+    for some in torch.arange(len(row), device=row.device).split(CELLS_PER_CHUNK // k + 1):
+        its_hits, value = hits[row[some]], distance[row[some], column[some], None]
+        ahead = its_hits < value
+        if ties == "index":
+            ahead |= (its_hits == value) & (columns[row[some]] < column[some, None])
+        bins[row[some], column[some]] = ahead.sum(1).int()
     bins += torch.arange(r, device=bins.device, dtype=bins.dtype)[:, None] * (k + 1)
     return torch.bincount(bins.flatten(), minlength=r * (k + 1)).view(r, k + 1)[:, :k].cumsum(1)

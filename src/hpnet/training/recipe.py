@@ -43,6 +43,8 @@ class Recipe:
         identities_per_batch: P.
         images_per_identity: K.
         human_batch: images of the human-labelled stream in a step.
+        running_statistics: whose photos the batch norms' running statistics describe: `both` streams' in turn, the
+            human-labelled one last (the authors' code), or those of `reid` alone, which are what is described later.
         validation_identities: so many training identities, the last ones, are kept out for the validation protocol.
         learning_rate: of layers that start from ImageNet.
         new_layer_rate: of newly added layers.
@@ -81,6 +83,7 @@ class Recipe:
     identities_per_batch: int = 16
     images_per_identity: int = 4
     human_batch: int = 32
+    running_statistics: Literal["both", "reid"] = "both"
     validation_identities: int = 0
     learning_rate: float = 0.01
     new_layer_rate: float = 0.02

@@ -167,7 +167,7 @@ def step(run: Run, number: int, reid: ReIDBatch, human: ParsingBatch | None) -> 
         losses = _reid_losses(run, number, reid)
     _backward(torch.stack([weight * loss for weight, loss in losses.values()]).sum())
     if human is not None:
-        with _autocast(run):
+        with _autocast(run), _statistics_kept(run):
             loss = parsing_loss(run.model.parse(human.image), human.part_map, recipe.parsing_average)
         _backward(recipe.weight_human * loss)
         losses["human"] = (recipe.weight_human, loss)
@@ -232,6 +232,20 @@ def _backward(loss: Float[Tensor, ""]) -> None:
 
 def _autocast(run: Run) -> torch.autocast:
     return torch.autocast(run.device.type, torch.bfloat16, enabled=run.recipe.precision == "bfloat16")
+
+
+@contextmanager
+def _statistics_kept(run: Run) -> Iterator[None]:
+    """Normalise by the human-labelled batch, but let the running statistics describe the ReID photos alone."""
+    if run.recipe.running_statistics == "both":
+        yield
+        return
+    norms = {m: m.momentum for m in run.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    for norm in norms:
+        norm.momentum = 0.0
+    yield
+    for norm, momentum in norms.items():
+        norm.momentum = momentum
 
 
 def _sum_gradients(run: Run) -> None:
