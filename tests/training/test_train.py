@@ -355,6 +355,24 @@ def test_the_human_loss_is_the_parsing_loss_of_its_batch(tiny: Tiny, pascal: Pat
     assert step(run, 0, reid, human)["human"] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("statistics", ["both", "reid"])
+def test_running_statistics_may_describe_the_reid_photos_alone(
+    statistics: Any, tiny: Tiny, pascal: Path, tmp_path: Path
+) -> None:
+    """The gradients are the same either way; only what evaluation will normalise by differs."""
+    human = {"human_set": "pascal", "human_root": pascal}
+    _, _, alone = one_step(tiny(out=tmp_path / "alone"))
+    _, both, _ = one_step(tiny(**human, out=tmp_path / "both"))
+    _, gradients, run = one_step(tiny(**human, running_statistics=statistics, out=tmp_path / "run"))
+    norms = [name for name in run.model.state_dict() if "running" in name and "neck" not in name]
+    ours, reid = run.model.state_dict(), alone.model.state_dict()
+    assert norms
+    assert all(torch.equal(ours[name], reid[name]) is (statistics == "reid") for name in norms)
+    assert all(torch.equal(each, both[name]) for name, each in gradients.items() if each is not None)  # type: ignore[arg-type]
+    momenta = {each.momentum for each in run.model.modules() if isinstance(each, torch.nn.BatchNorm2d)}
+    assert momenta == {0.1}
+
+
 @pytest.mark.parametrize("weight", ["weight_identity", "weight_triplet", "weight_parsing"])
 def test_each_loss_is_weighed(weight: str, tiny: Tiny, tmp_path: Path) -> None:
     """Without the others, a loss of weight 3 has three times the gradient."""
