@@ -18,6 +18,9 @@ ROOT = Path(__file__).parents[1]
 UNUSABLE = {
     "doctor": ["gone"],
     "keypoints-to-parts": ["gone.npz", "out"],
+    "import-labels": ["gone", "out"],
+    "teach": ["gone.yaml"],
+    "label": ["gone.safetensors", "gone", "out"],
     "train": ["gone.yaml"],
     "evaluate": ["gone.safetensors", "--protocol", "market1501", "--root", "gone"],
     "embed": ["gone.safetensors", "gone", "out.npz"],
@@ -41,7 +44,7 @@ def python(code: str) -> str:
 
 
 def test_the_designs_verbs_are_there() -> None:
-    promised = {"demo", "synth", "doctor", "keypoints-to-parts", "train", "evaluate", "embed"}
+    promised = {"demo", "synth", "doctor", "keypoints-to-parts", "teach", "label", "train", "evaluate", "embed"}
     assert promised | {"add", "search", "compare"} <= set(VERBS)
 
 

@@ -88,7 +88,7 @@ class ModelConfig:
 
 def branch_channels(config: ModelConfig) -> int:
     """The dimension d of every part's features."""
-    return _COMPACT_CHANNELS if config.branch == "compact" else 512 * _block(config.trunk).EXPANSION
+    return _COMPACT_CHANNELS if config.branch == "compact" else trunk_channels(config.trunk, with_layer4=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,22 +110,49 @@ class ModelOutput:
     identity_logits: Float[Tensor, "b p c"] | None
 
 
-class HPNet(nn.Module):
-    """The network; see the module's text for its layers and `ModelConfig` for its variants."""
+class TrunkNetwork(nn.Module):
+    """A network that grows on a ResNet's trunk and normalises its pictures itself.
+
+    Attributes:
+        trunk: conv1 .. layer3.
+        conv5_names: modules of this network that start from the ResNet's layer4.
+    """
 
     mean: Tensor
     std: Tensor
+    conv5_names: tuple[str, ...] = ()
+
+    def __init__(self, trunk: ResNetTrunk, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.trunk = trunk
+
+    def shared_features(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b d h w"]:
+        """RGB in [0, 1] to what the trunk says of it."""
+        features: Tensor = self.trunk(((images - self.mean) / self.std).to(memory_format=torch.channels_last))
+        return features
+
+    def parameters_apart(self, new: list[nn.Module]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """All trainable parameters: those outside the given modules, and those inside."""
+        chosen = {id(parameter) for module in new for parameter in module.parameters()}
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return [each for each in trainable if id(each) not in chosen], [
+            each for each in trainable if id(each) in chosen
+        ]
+
+
+class HPNet(TrunkNetwork):
+    """The network; see the module's text for its layers and `ModelConfig` for its variants."""
 
     def __init__(self, config: ModelConfig = ModelConfig()) -> None:
-        super().__init__()
+        super().__init__(ResNetTrunk(config.trunk, config.stride), config.mean, config.std)
         self.config = config
         branches = 1 if config.share_conv5 or config.baseline else config.parts
         heads = 0 if config.baseline else config.parts
         classifiers = config.parts if config.identities else 0
-        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
-        self.trunk = ResNetTrunk(config.trunk, config.stride)
         self.branches = nn.ModuleList(_branch(config) for _ in range(branches))
+        self.conv5_names = tuple(f"branches.{j}" for j in range(branches)) if config.branch == "conv5" else ()
         d = branch_channels(config)
         self.parsing_heads = nn.ModuleList(ParsingHead(d, config.parsing_channels) for _ in range(heads))
         self.necks = nn.ModuleList(nn.BatchNorm1d(d) for _ in range(config.parts))
@@ -178,15 +205,10 @@ class HPNet(nn.Module):
         new: list[nn.Module] = [self.parsing_heads, self.necks, self.classifiers]
         if self.config.branch == "compact":
             new.append(self.branches)
-        chosen = {id(parameter) for module in new for parameter in module.parameters()}
-        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return [each for each in trainable if id(each) not in chosen], [
-            each for each in trainable if id(each) in chosen
-        ]
+        return self.parameters_apart(new)
 
     def _branch_maps(self, images: Tensor) -> list[Tensor]:
-        normalised = ((images - self.mean) / self.std).to(memory_format=torch.channels_last)
-        shared = self.trunk(normalised)
+        shared = self.shared_features(images)
         return [branch(shared) for branch in self.branches]
 
     def _parsing_logits(self, maps: list[Tensor]) -> Tensor:
@@ -232,6 +254,7 @@ class ResNetTrunk(nn.Module):
 
     def __init__(self, name: Trunk, stride: int = 16) -> None:
         super().__init__()
+        self.name = name
         block, depths = _block(name), _DEPTHS[name]
         grow = block.EXPANSION
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
@@ -309,6 +332,17 @@ def _stage(
     return nn.Sequential(*blocks)
 
 
+def layer4(trunk: Trunk) -> nn.Sequential:
+    """A ResNet's last stage with stride 1 (Section 4.1)."""
+    block = _block(trunk)
+    return _stage(block, 256 * block.EXPANSION, 512, _DEPTHS[trunk][3], stride=1)
+
+
+def trunk_channels(trunk: Trunk, *, with_layer4: bool = False) -> int:
+    """Channels of what a ResNet's layer3, or layer4, says."""
+    return (512 if with_layer4 else 256) * _block(trunk).EXPANSION
+
+
 def _branch(config: ModelConfig) -> nn.Sequential:
     """Conv5 of one part, stride 1 (Section 4.1)."""
     block = _block(config.trunk)
@@ -316,4 +350,4 @@ def _branch(config: ModelConfig) -> nn.Sequential:
         narrow = partial(Bottleneck, expansion=_COMPACT_EXPANSION)
         width = _COMPACT_CHANNELS // _COMPACT_EXPANSION
         return _stage(narrow, 256 * block.EXPANSION, width, _COMPACT_BLOCKS, stride=1)
-    return _stage(block, 256 * block.EXPANSION, 512, _DEPTHS[config.trunk][3], stride=1)
+    return layer4(config.trunk)

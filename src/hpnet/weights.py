@@ -13,11 +13,11 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -27,10 +27,12 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from hpnet.files import written_whole
-from hpnet.model import HPNet, ModelConfig, Trunk
+from hpnet.model import HPNet, ModelConfig, Trunk, TrunkNetwork
 from hpnet.parts import PARTS
 
 FORMAT: Final = "hpnet-weights/1"
+TEACHER_FORMAT: Final = "hpnet-teacher/1"
+_KINDS: Final = {FORMAT: "hpnet weights", TEACHER_FORMAT: "weights of a teacher"}
 BUNDLED: Final[dict[str, str]] = {}  # name -> sha256 of pretrained/<name>.safetensors
 
 # The authors' state_dict names -> ours, tried in order on the start of a name.
@@ -59,12 +61,16 @@ _TRUNKS: Final[dict[tuple[int, bool], Trunk]] = {
 _DAMAGED: Final = (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError)
 
 
+Config = TypeVar("Config")
+Network = TypeVar("Network", bound=nn.Module)
+
+
 class WeightsError(ValueError):
     """Weights that cannot be used; the text names the file and what to do."""
 
 
 @dataclass(frozen=True)
-class Header:
+class Header(Generic[Config]):
     """What a weights file says of itself.
 
     Attributes:
@@ -74,7 +80,7 @@ class Header:
         version: of hpnet, when the file was written.
     """
 
-    config: ModelConfig
+    config: Config
     parts: tuple[str, ...]
     training: dict[str, Any]
     version: str
@@ -120,26 +126,36 @@ def save(
         dtype: of the numbers on disk; float16 halves the file.
         classifiers: keep the training identities' classifiers, which search does not need.
     """
-    path = Path(path)
     config = model.config if classifiers else replace(model.config, identities=0)
     state = {
+        name: each for name, each in model.state_dict().items() if classifiers or not name.startswith("classifiers.")
+    }
+    write_tensors(path, state, {"format": FORMAT, "config": asdict(config), "training": dict(training or {})}, dtype)
+
+
+def write_tensors(
+    path: Path | str, state: Mapping[str, Tensor], header: Mapping[str, Any], dtype: torch.dtype = torch.float32
+) -> None:
+    """Write tensors and a header with the parts and the version, by way of a temporary file beside it.
+
+    Args:
+        path: a `.safetensors` file; its folder is made.
+        state: tensors by name.
+        header: its `format` is written as it is, everything else as JSON.
+        dtype: of the floats on disk.
+    """
+    on_disk = {
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
-        for name, tensor in model.state_dict().items()
-        if classifiers or not name.startswith("classifiers.")
+        for name, tensor in state.items()
     }
-    header = {
-        "format": FORMAT,
-        "config": json.dumps(asdict(config)),
-        "parts": json.dumps([part.name for part in PARTS]),
-        "training": json.dumps(dict(training or {})),
-        "version": metadata.version("hpnet"),
-    }
-    with written_whole(path) as beside:
+    texts = {name: value if name == "format" else json.dumps(value) for name, value in header.items()}
+    texts |= {"parts": json.dumps([part.name for part in PARTS]), "version": metadata.version("hpnet")}
+    with written_whole(Path(path)) as beside:
         # Not save_file: it makes files that only their owner may read, whatever the umask says.
-        beside.write_bytes(serialise(state, metadata=header))
+        beside.write_bytes(serialise(on_disk, metadata=texts))
 
 
-def read_header(weights: str | Path) -> Header:
+def read_header(weights: str | Path) -> Header[ModelConfig]:
     """What stands in the header, without reading the weights.
 
     Raises:
@@ -147,7 +163,7 @@ def read_header(weights: str | Path) -> Header:
     """
     path = locate(weights)
     with _opened(path) as file:
-        return _header(file.metadata() or {}, path)
+        return _header(file.metadata() or {}, path, FORMAT, ModelConfig)
 
 
 def load(weights: str | Path, device: torch.device | str = "cpu") -> HPNet:
@@ -160,16 +176,33 @@ def load(weights: str | Path, device: torch.device | str = "cpu") -> HPNet:
     Raises:
         WeightsError: as `read_header`; or tensors are missing, surplus or of another shape.
     """
+    return load_network(weights, FORMAT, ModelConfig, HPNet)[0].eval().to(device)
+
+
+def load_network(
+    weights: str | Path, written_as: str, config: Callable[..., Config], build: Callable[[Config], Network]
+) -> tuple[Network, Header[Config]]:
+    """Build the network that a file's header describes and fill it from the file.
+
+    Args:
+        weights: path of the file, or the name of bundled weights.
+        written_as: the format that its header must name.
+        config: makes the network's configuration from the header's fields.
+        build: makes the network from its configuration.
+
+    Raises:
+        WeightsError: as `load`.
+    """
     path = locate(weights)
     with _opened(path) as file:
-        header = _header(file.metadata() or {}, path)
+        header = _header(file.metadata() or {}, path, written_as, config)
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (a safetensors handle, no dict)
     try:
-        model = HPNet(header.config)
+        model = build(header.config)
     except (RuntimeError, TypeError, ValueError) as error:
         raise WeightsError(f"{path}: its header describes no network ({_first_line(error)})") from error
     _fill(model, state, path)
-    return model.eval().to(device)
+    return model, header
 
 
 def is_own(path: Path) -> bool:
@@ -219,8 +252,8 @@ def from_authors(path: str | Path) -> HPNet:
     return model.eval()
 
 
-def load_imagenet(model: HPNet, path: str | Path) -> None:
-    """Start a model from an ImageNet ResNet in torchvision's names; layer4 is copied into every branch (Section 3).
+def load_imagenet(model: TrunkNetwork, path: str | Path) -> None:
+    """Start a model from an ImageNet ResNet in torchvision's names; layer4 is copied to every Conv5 (Section 3).
 
     Args:
         model: changed in place; heads, necks and classifiers keep their fresh values, compact branches too.
@@ -238,16 +271,16 @@ def load_imagenet(model: HPNet, path: str | Path) -> None:
     own = model.state_dict()
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     filled = {name: tensor for theirs, tensor in tensors.items() for name in _torchvision_targets(theirs, model)}
-    wanted = {name for name in own if name.startswith("trunk.") or (_has_conv5(model) and name.startswith("branches."))}
+    wanted = {name for name in own if name.startswith(("trunk.", *(f"{conv5}." for conv5 in model.conv5_names)))}
     missing = sorted(wanted - set(filled) - {name for name in wanted if name.endswith("num_batches_tracked")})
     differing = [name for name, tensor in filled.items() if name not in own or own[name].shape != tensor.shape]
     if missing or differing:
         example = (missing + differing)[0]
-        raise WeightsError(f"{path}: not the ImageNet weights of a {model.config.trunk} ({example} does not fit)")
+        raise WeightsError(f"{path}: not the ImageNet weights of a {model.trunk.name} ({example} does not fit)")
     model.load_state_dict(filled, strict=False)
 
 
-def load_folded_trunk(model: HPNet, path: str | Path, photos: Float[Tensor, "n 3 H W"]) -> None:
+def load_folded_trunk(model: TrunkNetwork, path: str | Path, photos: Float[Tensor, "n 3 H W"]) -> None:
     """Start the trunk from convolutions into which batch norm was folded, and unfold it again.
 
     A folded convolution has a weight and a bias. Its batch norm is rebuilt from the mean m and variance v of the
@@ -272,11 +305,11 @@ def load_folded_trunk(model: HPNet, path: str | Path, photos: Float[Tensor, "n 3
     names = {f"{name}.{kind}" for name, _, _ in pairs for kind in ("weight", "bias")}
     if set(folded) != names:
         example = min(set(folded) ^ names)
-        raise WeightsError(f"{path}: not the folded trunk of a {model.config.trunk} ({example} is not in both)")
+        raise WeightsError(f"{path}: not the folded trunk of a {model.trunk.name} ({example} is not in both)")
     for name, convolution, norm in pairs:
         for kind, own in (("weight", convolution.weight), ("bias", norm.bias)):
             if folded[f"{name}.{kind}"].shape != own.shape:
-                raise WeightsError(f"{path}: {name}.{kind} does not fit a {model.config.trunk}")
+                raise WeightsError(f"{path}: {name}.{kind} does not fit a {model.trunk.name}")
     for name, convolution, norm in pairs:
         norm.reset_running_stats()
         with torch.no_grad():
@@ -305,7 +338,7 @@ def read_torch_file(path: Path) -> dict[str, Any]:
     return content
 
 
-def _unfold(model: HPNet, pairs: list[tuple[str, nn.Conv2d, nn.BatchNorm2d]], photos: Tensor) -> None:
+def _unfold(model: TrunkNetwork, pairs: list[tuple[str, nn.Conv2d, nn.BatchNorm2d]], photos: Tensor) -> None:
     """Measure every convolution's output and rebuild its batch norm around the measurement."""
     outputs: dict[str, list[Tensor]] = {name: [] for name, _, _ in pairs}
 
@@ -345,13 +378,9 @@ def _convolutions_with_norms(trunk: nn.Module) -> Iterator[tuple[str, nn.Conv2d,
             yield name, module, norm
 
 
-def _has_conv5(model: HPNet) -> bool:
-    return model.config.branch == "conv5"
-
-
-def _torchvision_targets(name: str, model: HPNet) -> list[str]:
+def _torchvision_targets(name: str, model: TrunkNetwork) -> list[str]:
     if name.startswith("layer4."):
-        return [name.replace("layer4", f"branches.{j}", 1) for j in range(len(model.branches)) if _has_conv5(model)]
+        return [name.replace("layer4", conv5, 1) for conv5 in model.conv5_names]
     return [] if name.startswith("fc.") else [f"trunk.{name}"]
 
 
@@ -378,7 +407,7 @@ def _authors_config(state: Mapping[str, Tensor]) -> ModelConfig:
     )
 
 
-def _fill(model: HPNet, state: Mapping[str, Tensor], path: Path) -> None:
+def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     wanted = model.state_dict()
     missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
     surplus = [name for name in state if name not in wanted]
@@ -390,15 +419,15 @@ def _fill(model: HPNet, state: Mapping[str, Tensor], path: Path) -> None:
     model.load_state_dict({name: tensor.to(wanted[name].dtype) for name, tensor in state.items()}, strict=False)
 
 
-def _header(texts: Mapping[str, str], path: Path) -> Header:
-    if texts.get("format") != FORMAT:
+def _header(texts: Mapping[str, str], path: Path, written_as: str, config: Callable[..., Config]) -> Header[Config]:
+    if texts.get("format") != written_as:
         found = texts.get("format", "none")
-        raise WeightsError(f"{path}: not hpnet weights (format {found!r}, this version reads {FORMAT!r})")
+        raise WeightsError(f"{path}: not {_KINDS[written_as]} (format {found!r}, this version reads {written_as!r})")
     try:
         fields = json.loads(texts["config"])
         fields |= {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
         parts = tuple(map(str, json.loads(texts["parts"])))
-        header = Header(ModelConfig(**fields), parts, dict(json.loads(texts["training"])), texts["version"])
+        header = Header(config(**fields), parts, dict(json.loads(texts["training"])), texts["version"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path}: its header is damaged ({_first_line(error)})") from error
     if parts != tuple(part.name for part in PARTS):

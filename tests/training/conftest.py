@@ -42,6 +42,7 @@ def pascal(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(drawing.photo.permute(1, 2, 0).numpy()).save(root / "JPEGImages" / f"{name}.jpg")
         Image.fromarray(PASCAL_LABEL[drawing.part_map.numpy()]).save(root / "part_masks" / f"{name}.png")
     (root / "train_id.txt").write_text("\n".join(names))
+    (root / "val_id.txt").write_text("\n".join(names[:3]))
     return root
 
 

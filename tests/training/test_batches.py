@@ -33,7 +33,10 @@ def drawn_steps(
 def same(one: ReIDBatch | ParsingBatch | None, other: ReIDBatch | ParsingBatch | None) -> bool:
     if one is None or other is None:
         return one is other
-    return all(torch.equal(mine, getattr(other, name)) for name, mine in vars(one).items())
+    pairs = [(mine, getattr(other, name)) for name, mine in vars(one).items()]
+    return all(
+        mine is theirs if mine is None or theirs is None else torch.equal(mine, theirs) for mine, theirs in pairs
+    )
 
 
 @pytest.fixture
@@ -126,13 +129,30 @@ def test_the_human_labelled_set_is_read(tiny: Tiny, pascal: Path) -> None:
 # --- what cannot be read
 
 
-def test_missing_part_maps_are_counted_and_named(tiny: Tiny, copied: Path) -> None:
+def test_photos_without_part_maps_are_counted_and_known(
+    tiny: Tiny, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     maps = sorted((copied / "part_maps" / "bounding_box_train").iterdir())
     for path in maps[:3]:
         path.unlink()
-    with pytest.raises(RecipeError, match=rf"3 of 32 photos have no part map, .*{maps[0].name} first"):
-        load_data(tiny(reid=copied, part_maps=copied / "part_maps"), quiet=True)
-    with pytest.raises(RecipeError, match=r"32 of 32 photos have no part map"):
+    recipe = tiny(reid=copied, part_maps=copied / "part_maps")
+    data = load_data(recipe)
+    assert (
+        "3 of 32 photos have no part map: they train the identity and triplet losses alone" in capsys.readouterr().err
+    )
+    assert data.description["part_maps"] == 29
+    assert data.labelled.tolist() == [False] * 3 + [True] * 29
+    seen = 0
+    for step, (batch, _) in enumerate(batches_from(data, recipe, range(4), torch.device("cpu"))):
+        rows = next(iter(data.sampler.epoch(step // 2)[[step % 2]]))
+        expected = data.labelled[rows].nonzero().flatten().tolist()
+        assert (list(range(len(rows))) if batch.labelled is None else batch.labelled.tolist()) == expected
+        seen += len(rows) - len(expected)
+    assert seen
+
+
+def test_a_folder_without_any_part_map_is_named(tiny: Tiny, copied: Path) -> None:
+    with pytest.raises(RecipeError, match=r"part_maps: none of 32 photos has a part map; sought .*nowhere"):
         load_data(tiny(part_maps=copied / "nowhere"), quiet=True)
 
 

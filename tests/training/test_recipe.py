@@ -10,7 +10,8 @@ import yaml
 
 from hpnet.data.transforms import Augmentation
 from hpnet.model import ModelConfig
-from hpnet.training.recipe import Recipe, RecipeError, read_recipe
+from hpnet.training.recipe import Recipe, RecipeError, RunRecipe, read_recipe
+from hpnet.training.teach import TeacherRecipe
 
 LEAST = "reid: data\nout: runs/a\npart_maps: data/part_maps\n"
 
@@ -194,9 +195,9 @@ def test_conflicts_are_listed_one_by_one(tiny: Callable[..., Recipe]) -> None:
         recipe, epochs=9, out=Path("elsewhere"), model=replace(recipe.model, trunk="resnet34"), rate_drops=(1, 2)
     )
     assert other.conflicts(recipe) == [
-        "model.trunk: 'resnet18' -> 'resnet34'",
         "epochs: 3 -> 9",
         "rate_drops: [240] -> [1, 2]",
+        "model.trunk: 'resnet18' -> 'resnet34'",
     ]
 
 
@@ -216,4 +217,5 @@ def test_when_there_is_a_second_stream(changes: dict[str, Any], expected: bool, 
 def test_shipped_recipes_can_be_read() -> None:
     folder = Path(__file__).parents[2] / "recipes"
     for path in sorted(folder.glob("*.yaml")):
-        assert read_recipe(path, ["--out", "runs/test"]).epochs > 0, path.name
+        kind: type[RunRecipe] = TeacherRecipe if path.name.startswith("teacher") else Recipe
+        assert read_recipe(path, ["--out", "runs/test"], kind).epochs > 0, path.name

@@ -24,7 +24,8 @@ from hpnet.model import ModelConfig
 from hpnet.training.batches import batches_from
 from hpnet.training.losses import parsing_loss
 from hpnet.training.recipe import Recipe, RecipeError
-from hpnet.training.train import INTERRUPTED, Run, fit, rate_factor, setup, step, train
+from hpnet.training.run import INTERRUPTED, rate_factor
+from hpnet.training.train import ReIDRun, fit, setup, step, train
 from reference import random_state, resnet_names
 from test_model import assert_agree
 
@@ -32,7 +33,7 @@ Tiny = Callable[..., Recipe]
 ROOT = Path(__file__).parents[2]
 
 
-def started(recipe: Recipe, *, resume: bool = False) -> Run:
+def started(recipe: Recipe, *, resume: bool = False) -> ReIDRun:
     return setup(recipe, resume=resume, quiet=True)
 
 
@@ -40,7 +41,7 @@ def rows_of(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-def values(run: Run) -> dict[str, Tensor]:
+def values(run: ReIDRun) -> dict[str, Tensor]:
     """Everything that training changes."""
     state = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     for key, entry in run.optimiser.state_dict()["state"].items():
@@ -188,7 +189,7 @@ def test_a_finished_run_is_done(tiny: Tiny) -> None:
 
 
 def test_checkpoints_are_written_on_the_way(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hpnet.training import train as module
+    from hpnet.training import run as module
 
     saved: list[int] = []
     real = module._save_checkpoint
@@ -311,11 +312,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny: Tiny) -> None:
 # --- one step
 
 
-def gradients(run: Run) -> dict[str, Tensor | None]:
+def gradients(run: ReIDRun) -> dict[str, Tensor | None]:
     return {name: None if p.grad is None else p.grad.clone() for name, p in run.model.named_parameters()}
 
 
-def one_step(recipe: Recipe, number: int = 0) -> tuple[dict[str, float], dict[str, Tensor | None], Run]:
+def one_step(recipe: Recipe, number: int = 0) -> tuple[dict[str, float], dict[str, Tensor | None], ReIDRun]:
     """Losses, gradients, and the run after one step."""
     run = started(recipe)
     run.model.train()
@@ -385,6 +386,42 @@ def test_each_loss_is_weighed(weight: str, tiny: Tiny, tmp_path: Path) -> None:
     probe = "trunk.layer3.1.conv2.weight"
     assert bool(single[probe].any())  # type: ignore[union-attr]
     assert_agree(triple[probe], 3 * single[probe])  # type: ignore[arg-type, operator]
+
+
+def test_photos_without_a_part_map_train_identities_alone(tiny: Tiny, dolls: Path, tmp_path: Path) -> None:
+    """Their parsing logits get no gradient; the parsing loss is that of the others, the other losses are as ever."""
+    some = tmp_path / "some_maps"
+    shutil.copytree(dolls / "part_maps", some)
+    for path in sorted((some / "bounding_box_train").iterdir())[::2]:
+        path.unlink()
+    model = replace(tiny().model, threshold=0.3)
+    recipe = tiny(part_maps=some, model=model, augmentation=Augmentation(flip=0.0), out=tmp_path / "some")
+    whole = tiny(model=model, augmentation=Augmentation(flip=0.0), out=tmp_path / "whole")
+    losses, found, run = one_step(recipe)
+    all_losses, _, _ = one_step(whole)
+    assert losses["identity"] == pytest.approx(all_losses["identity"], rel=1e-5)
+    assert losses["triplet"] == pytest.approx(all_losses["triplet"], rel=1e-5)
+    [(batch, _)] = batches_from(run.data, recipe, range(1), run.device)
+    assert batch.labelled is not None
+    assert 0 < len(batch.labelled) < len(batch.image)
+    fresh = started(replace(recipe, out=tmp_path / "fresh"))
+    fresh.model.train()
+    logits = fresh.model(batch.image).parsing_logits
+    expected = parsing_loss(logits[batch.labelled], batch.part_map[batch.labelled])
+    assert losses["parsing"] == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert found["parsing_heads.0.conv2.weight"] is not None
+
+
+def test_a_batch_without_any_part_map_is_no_trouble(tiny: Tiny, tmp_path: Path) -> None:
+    run = started(tiny(out=tmp_path / "run"))
+    run.model.train()
+    [(batch, _)] = batches_from(run.data, run.recipe, range(1), run.device)
+    losses = step(run, 0, replace(batch, labelled=torch.empty(0, dtype=torch.int64)), None)
+    assert losses["parsing"] == 0
+    assert losses["identity"] > 0
+    weight = run.model.parsing_heads[0].conv2.weight.grad  # type: ignore[union-attr]
+    assert weight is not None
+    assert not bool(weight.any())
 
 
 def test_losses_alternate_as_the_authors_do(tiny: Tiny, tmp_path: Path) -> None:

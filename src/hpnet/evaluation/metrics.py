@@ -209,7 +209,7 @@ def _wrong_entries_before(
     bins = bin_of_level.masked_fill(shared[:, :_LEVELS], -1).gather(1, level(distance))
     bins.masked_fill_(excluded, k)
     row, column = (bins < 0).nonzero(as_tuple=True)
-    for some in torch.arange(len(row), device=row.device).split(CELLS_PER_CHUNK // k + 1):
+    for some in torch.split(torch.arange(len(row), device=row.device), CELLS_PER_CHUNK // k + 1):
         its_hits, value = hits[row[some]], distance[row[some], column[some], None]
         ahead = its_hits < value
         if ties == "index":

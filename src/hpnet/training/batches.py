@@ -12,12 +12,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from hpnet.console import tell_skipped, tracked
+from hpnet.console import remark, tell_skipped, tracked
 from hpnet.data.parsing import parsing_hash, read_densepose, read_pascal, stack
 from hpnet.data.photos import Failure, read_part_map, read_stack
 from hpnet.data.reid import Person, data_hash, find_data_set, identity_labels, read_split, read_table
@@ -31,11 +32,15 @@ _AHEAD = 1  # batches prepared ahead of the one in training
 
 @dataclass(frozen=True)
 class ReIDBatch:
-    """The first stream's share of a step: photos in [0, 1], part maps at the logits' resolution, identities 0..c-1."""
+    """The first stream's share of a step: photos in [0, 1], part maps at the logits' resolution, identities 0..c-1.
+
+    `labelled` are the rows that have a part map, None if all have; the other rows of `part_map` say nothing.
+    """
 
     image: Float[Tensor, "b 3 H W"]
     part_map: UInt8[Tensor, "b h w"]
     identity: Int64[Tensor, " b"]
+    labelled: Int64[Tensor, " l"] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class TrainingData:
     Attributes:
         reid: the ReID photos; for the baseline their part maps are all background.
         labels: (n) identity of each, 0..c-1.
+        labelled: (n) which of them have a part map.
         human: the human-labelled photos, or None.
         validation: photos (m, 3, H, W) and identities (m) of people kept out of training; perhaps none (m = 0).
         sampler: which rows make up the ReID batches.
@@ -69,6 +75,7 @@ class TrainingData:
 
     reid: Labelled
     labels: Int64[Tensor, " n"]
+    labelled: Bool[Tensor, " n"]
     human: Labelled | None
     validation: tuple[UInt8[Tensor, "m 3 H W"], Int64[Tensor, " m"]]
     sampler: IdentitySampler
@@ -94,23 +101,26 @@ def load_data(recipe: Recipe, *, quiet: bool = False) -> TrainingData:
     people, kept_out, name = _training_people(recipe)
     labels, identities = identity_labels(people)
     sampler = IdentitySampler(labels, recipe.identities_per_batch, recipe.images_per_identity, recipe.seed)
-    reid = Labelled(
-        read_stack([person.path for person in people], recipe.model.size),
-        _part_maps_of(people, recipe, quiet=quiet),
-    )
-    human = _human_labelled(recipe, quiet=quiet) if recipe.has_human_stream else None
+    part_maps, labelled = _part_maps_of(people, recipe, quiet=quiet)
+    reid = Labelled(read_stack([person.path for person in people], recipe.model.size), part_maps)
+    human = None
+    if recipe.has_human_stream:
+        assert recipe.human_root is not None
+        source = recipe.human_annotations, recipe.human_photos
+        human = human_labelled(recipe.human_set, recipe.human_root, recipe.model.size, "train", *source, quiet=quiet)
     validation = (read_stack([person.path for person in kept_out], recipe.model.size), identity_labels(kept_out)[0])
     description: dict[str, str | int] = {
         "reid": name,
         "reid_images": len(people),
         "reid_identities": len(identities),
+        "part_maps": int(labelled.sum()),
         "validation_images": len(kept_out),
         "reid_hash": data_hash(people, recipe.reid if recipe.reid.is_dir() else recipe.reid.parent),
         "human": recipe.human_set if human else "off",
         "human_images": len(human.photos) if human else 0,
         "human_hash": parsing_hash(recipe.human_root) if human and recipe.human_root else "off",
     }
-    return TrainingData(reid, labels, human, validation, sampler, description)
+    return TrainingData(reid, labels, labelled, human, validation, sampler, description)
 
 
 def batches_from(
@@ -151,7 +161,9 @@ def _make(
     rank, world = share
     rows = rows.chunk(world)[rank]
     chance = generator_for(recipe.seed, "reid", step, rank)
-    reid = ReIDBatch(*_varied(data.reid, rows, recipe, chance, device), data.labels[rows].to(device))
+    here = data.labelled[rows]
+    labelled = None if bool(here.all()) else here.nonzero().flatten().to(device)
+    reid = ReIDBatch(*_varied(data.reid, rows, recipe, chance, device), data.labels[rows].to(device), labelled)
     if data.human is None:
         return reid, None
     # Its own stream of chance: with or without it, the ReID batches of a seed are the same.
@@ -183,24 +195,29 @@ def _training_people(recipe: Recipe) -> tuple[list[Person], list[Person], str]:
     return train, [person for person in people if person.identity not in chosen], name
 
 
-def _part_maps_of(people: Sequence[Person], recipe: Recipe, *, quiet: bool) -> UInt8[Tensor, "n H W"]:
-    maps = torch.zeros(len(people), *recipe.model.size, dtype=torch.uint8)
+def _part_maps_of(
+    people: Sequence[Person], recipe: Recipe, *, quiet: bool
+) -> tuple[UInt8[Tensor, "n H W"], Bool[Tensor, " n"]]:
+    """The photos' part maps, and which photos have one; background where there is none."""
+    maps, labelled = torch.zeros(len(people), *recipe.model.size, dtype=torch.uint8), torch.zeros(len(people)).bool()
     if recipe.part_maps is None or recipe.model.baseline:
-        return maps
+        return maps, ~labelled
     root = recipe.reid if recipe.reid.is_dir() else recipe.reid.parent
-    paths = [recipe.part_maps / mirrored(person.path, root) for person in people]
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        raise RecipeError(f"part_maps: {len(missing)} of {len(paths)} photos have no part map, {missing[0]} first")
+    paths = {row: recipe.part_maps / mirrored(person.path, root) for row, person in enumerate(people)}
+    present = {row: path for row, path in paths.items() if path.is_file()}
+    if not present:
+        raise RecipeError(f"part_maps: none of {len(paths)} photos has a part map; sought {paths[0]} and so on")
+    if (missing := len(paths) - len(present)) and not quiet:
+        remark(f"{missing} of {len(paths)} photos have no part map: they train the identity and triplet losses alone")
     with ThreadPoolExecutor() as pool:
-        read = pool.map(partial(read_part_map, size=recipe.model.size), paths)
-        for row, part_map in enumerate(tracked(read, "part maps", len(paths), quiet=quiet)):
+        read = pool.map(partial(read_part_map, size=recipe.model.size), present.values())
+        for row, part_map in zip(present, tracked(read, "part maps", len(present), quiet=quiet), strict=True):
             if int(part_map.max()) > len(PARTS):
                 raise RecipeError(
                     f"{paths[row]}: holds the label {int(part_map.max())}; a part map has 0..{len(PARTS)}"
                 )
-            maps[row] = part_map
-    return maps
+            maps[row], labelled[row] = part_map, True
+    return maps, labelled
 
 
 def mirrored(photo: Path, root: Path) -> Path:
@@ -211,15 +228,32 @@ def mirrored(photo: Path, root: Path) -> Path:
         return Path(photo.name).with_suffix(".png")
 
 
-def _human_labelled(recipe: Recipe, *, quiet: bool) -> Labelled:
-    assert recipe.human_root is not None
+def human_labelled(
+    human_set: str,
+    root: Path,
+    size: tuple[int, int],
+    split: Literal["train", "val"],
+    annotations: str,
+    photos: str,
+    *,
+    quiet: bool = False,
+) -> Labelled:
+    """The crops of a human-labelled parsing set, in memory; what cannot be read is named and left out.
+
+    Args:
+        human_set: `pascal` or `densepose`.
+        root: its folder.
+        size: (height, width) of the crops in pixels.
+        split: of Pascal-Person-Part; DensePose-COCO's splits are files of annotations.
+        annotations: DensePose-COCO's file, below the root.
+        photos: COCO's folder of photos, below the root.
+        quiet: no progress bar.
+    """
     failures: list[Failure] = []
-    if recipe.human_set == "pascal":
-        samples = read_pascal(recipe.human_root, "train", recipe.model.size, failures=failures)
+    if human_set == "pascal":
+        samples = read_pascal(root, split, size, failures=failures)
     else:
-        annotations = recipe.human_root / recipe.human_annotations
-        photos_folder = recipe.human_root / recipe.human_photos
-        samples = read_densepose(annotations, photos_folder, recipe.model.size, failures=failures)
-    photos, part_maps = stack(tracked(samples, recipe.human_set, None, quiet=quiet))
+        samples = read_densepose(root / annotations, root / photos, size, failures=failures)
+    crops, part_maps = stack(tracked(samples, human_set, None, quiet=quiet))
     tell_skipped(failure.reason for failure in failures)
-    return Labelled(photos, part_maps)
+    return Labelled(crops, part_maps)

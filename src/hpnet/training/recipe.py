@@ -1,6 +1,6 @@
 """Recipe: everything that decides a training run, as one frozen value read from YAML and the command line.
 
-In: a YAML file, perhaps based on another, and `--key value` overrides. Out: a `Recipe`, or one clear line that names
+In: a YAML file, perhaps based on another, and `--key value` overrides. Out: a recipe, or one clear line that names
 the key that is wrong.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from glob import escape
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -21,22 +21,85 @@ from hpnet.model import ModelConfig
 
 _BASED_ON: Final = "based_on"
 _FREE: Final = ("device", "out", "checkpoint_minutes")
+DENSEPOSE_TRAIN: Final = "annotations/densepose_coco_2014_train.json"
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a model is trained. Defaults are the paper's (Section 4.1) wherever it states a value.
+@dataclass(frozen=True, kw_only=True)
+class RunRecipe:
+    """What decides any training run. Defaults are the paper's (Section 4.1) wherever it states a value.
+
+    Attributes:
+        out: run folder; must be empty or absent unless a run is resumed.
+        initial: ImageNet weights of the trunk (.pth, .safetensors, or the folded .npz); None starts from nothing.
+        epochs: passes over the data.
+        learning_rate: of layers that start from ImageNet.
+        new_layer_rate: of newly added layers.
+        schedule: `step` multiplies the rates by 0.1 after each of rate_drops; `cosine` lets them fall to zero.
+        rate_drops: epochs after which the rate drops.
+        warmup_epochs: epochs over which the rates rise from a hundredth.
+        optimiser: `sgd` as in the paper, or `adam` (AdamW), which learns faster in short runs from nothing.
+        momentum: of SGD.
+        weight_decay: of either.
+        seed: decides initial values and every batch.
+        device: cpu, cuda; None takes a GPU if there is one.
+        precision: bfloat16 = autocast, for GPUs and processors with bfloat16 arithmetic; parameters stay float32.
+        checkpoint_minutes: a checkpoint is written at least this often, and at the end.
+    """
+
+    out: Path
+    initial: Path | None = None
+    epochs: int = 300
+    learning_rate: float = 0.01
+    new_layer_rate: float = 0.02
+    schedule: Literal["step", "cosine"] = "step"
+    rate_drops: tuple[int, ...] = (240,)
+    warmup_epochs: float = 0.0
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    seed: int = 0
+    device: str | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    checkpoint_minutes: float = 5.0
+
+    def __post_init__(self) -> None:
+        self._at_least(1, "epochs")
+        self._at_least(0, "warmup_epochs")
+
+    def as_text(self) -> str:
+        """The recipe in YAML, every value resolved; reading it gives the same recipe."""
+        text: str = yaml.safe_dump(_plain(asdict(self)), sort_keys=False)
+        return text
+
+    def conflicts(self, other: RunRecipe) -> list[str]:
+        """One line for each value in which two recipes differ, nested names with dots.
+
+        Where and how a run is kept does not count: device, out and checkpoint_minutes may change on the way.
+        """
+        mine, theirs = (dict(_flat(_plain(asdict(each)))) for each in (self, other))
+        differing = [name for name in mine if mine[name] != theirs[name] and name not in _FREE]
+        return [f"{name}: {theirs[name]!r} -> {mine[name]!r}" for name in differing]
+
+    def _at_least(self, least: int, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < least:
+                bound = f"{least} or more" if least == 0 else f"at least {least}"
+                raise RecipeError(f"{name} must be {bound}, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(RunRecipe):
+    """How HPNet or the baseline is trained. Defaults are the paper's wherever it states a value.
 
     Attributes:
         reid: folder of a known ReID data set (its training split is used), or a CSV of photos.
-        out: run folder; must be empty or absent unless a run is resumed.
-        part_maps: folder of part maps (PNG) that mirrors the data set's; not needed by the baseline.
+        part_maps: folder of part maps (PNG) that mirrors the data set's; not needed by the baseline. A photo without
+            one trains the identity and triplet losses alone.
         human_set: which human-labelled parsing set makes the second stream.
         human_root: its folder.
         human_annotations: DensePose-COCO's annotation file, below human_root.
         human_photos: COCO's folder of photos, below human_root.
-        initial: ImageNet weights of the trunk (.pth, .safetensors, or the folded .npz), or weights that an earlier run
-            learnt with the same layers; None starts from nothing.
+        initial: as for any run; also weights that an earlier run learnt with the same layers.
         model: the network; its number of identities is taken from the data.
         augmentation: how photos of both streams are varied.
         epochs: passes over the identities.
@@ -46,14 +109,6 @@ class Recipe:
         running_statistics: whose photos the batch norms' running statistics describe: `both` streams' in turn, the
             human-labelled one last (the authors' code), or those of `reid` alone, which are what is described later.
         validation_identities: so many training identities, the last ones, are kept out for the validation protocol.
-        learning_rate: of layers that start from ImageNet.
-        new_layer_rate: of newly added layers.
-        schedule: `step` multiplies the rates by 0.1 after each of rate_drops; `cosine` lets them fall to zero.
-        rate_drops: epochs after which the rate drops.
-        warmup_epochs: epochs over which the rates rise from a hundredth.
-        optimiser: `sgd` as in the paper, or `adam` (AdamW), which learns faster in short runs from nothing.
-        momentum: of SGD.
-        weight_decay: of either.
         weight_identity: lambda_ide of Eq. 10.
         weight_triplet: lambda_tri.
         weight_parsing: lambda_seg.
@@ -63,36 +118,21 @@ class Recipe:
         margin: M of Eq. 3.
         alternate: triplet loss on even steps and identity loss on odd ones (the authors' code) instead of their sum.
         parsing_only_epochs: epochs at the start that learn parsing alone (the authors' code: 10).
-        seed: decides initial values and every batch.
-        device: cpu, cuda; None takes a GPU if there is one.
-        precision: bfloat16 = autocast, for GPUs; parameters stay float32.
-        checkpoint_minutes: a checkpoint is written at least this often, and at the end.
     """
 
     reid: Path
-    out: Path
     part_maps: Path | None = None
     human_set: Literal["off", "pascal", "densepose"] = "off"
     human_root: Path | None = None
-    human_annotations: str = "annotations/densepose_coco_2014_train.json"
+    human_annotations: str = DENSEPOSE_TRAIN
     human_photos: str = "train2014"
-    initial: Path | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     augmentation: Augmentation = field(default_factory=Augmentation)
-    epochs: int = 300
     identities_per_batch: int = 16
     images_per_identity: int = 4
     human_batch: int = 32
     running_statistics: Literal["both", "reid"] = "both"
     validation_identities: int = 0
-    learning_rate: float = 0.01
-    new_layer_rate: float = 0.02
-    schedule: Literal["step", "cosine"] = "step"
-    rate_drops: tuple[int, ...] = (240,)
-    warmup_epochs: float = 0.0
-    optimiser: Literal["sgd", "adam"] = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
     weight_identity: float = 1.0
     weight_triplet: float = 0.1
     weight_parsing: float = 1.0
@@ -102,18 +142,11 @@ class Recipe:
     margin: float = 0.3
     alternate: bool = False
     parsing_only_epochs: int = 0
-    seed: int = 0
-    device: str | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
-    checkpoint_minutes: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "identities_per_batch", "images_per_identity", "human_batch"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("validation_identities", "warmup_epochs", "parsing_only_epochs"):
-            if getattr(self, name) < 0:
-                raise RecipeError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        super().__post_init__()
+        self._at_least(1, "identities_per_batch", "images_per_identity", "human_batch")
+        self._at_least(0, "validation_identities", "parsing_only_epochs")
         if self.model.baseline and self.parsing_only_epochs:
             raise RecipeError("parsing_only_epochs must be 0 for the baseline, which does not parse")
         if not self.model.baseline and self.part_maps is None:
@@ -126,26 +159,15 @@ class Recipe:
         """Whether steps have a second, human-labelled batch."""
         return self.human_set != "off" and self.weight_human > 0 and not self.model.baseline
 
-    def as_text(self) -> str:
-        """The recipe in YAML, every value resolved; reading it gives the same recipe."""
-        text: str = yaml.safe_dump(_plain(asdict(self)), sort_keys=False)
-        return text
-
-    def conflicts(self, other: Recipe) -> list[str]:
-        """One line for each value in which two recipes differ, nested names with dots.
-
-        Where and how a run is kept does not count: device, out and checkpoint_minutes may change on the way.
-        """
-        mine, theirs = (dict(_flat(_plain(asdict(each)))) for each in (self, other))
-        differing = [name for name in mine if mine[name] != theirs[name] and name not in _FREE]
-        return [f"{name}: {theirs[name]!r} -> {mine[name]!r}" for name in differing]
-
 
 class RecipeError(ValueError):
     """A recipe that cannot be used; the text names the file or key and what to do."""
 
 
-def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+Kind = TypeVar("Kind", bound=RunRecipe)
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = (), kind: type[Kind] = Recipe) -> Kind:  # type: ignore[assignment]
     """Read a recipe and put `--key value` overrides on top; nested keys are written `--model.trunk resnet18`.
 
     A recipe may say `based_on: other.yaml` (relative to itself) and name only what differs. Paths in a recipe are
@@ -158,11 +180,11 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     chain: list[str | PathLike[Any]] = [escape(str(each)) for each in _chain(path)]
     parser = ArgumentParser(exit_on_error=False, default_config_files=chain)
     parser.add_argument(f"--{_BASED_ON}")
-    parser.add_class_arguments(Recipe)
+    parser.add_class_arguments(kind)
     try:
         chosen = parser.parse_args(list(overrides))
         chosen.pop(_BASED_ON)
-        return Recipe(**parser.instantiate(chosen))
+        return kind(**parser.instantiate(chosen))
     except (ArgumentError, ValueError, TypeError) as error:
         raise RecipeError(f"{path}: {' '.join(str(error).split())}") from error
 
