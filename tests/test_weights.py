@@ -17,7 +17,10 @@ from torch import Tensor
 
 from hpnet import weights
 from hpnet.data.photos import find_photos, read_stack
+from hpnet.distance import part_distance
+from hpnet.embed import Embedder
 from hpnet.model import HPNet, ModelConfig
+from hpnet.training.teacher import load_teacher
 from hpnet.weights import WeightsError
 from reference import (
     State,
@@ -159,6 +162,37 @@ def test_bundled_weights_that_are_not_there_are_explained(monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WeightsError, match="no compact weights are bundled"):
         weights.load("compact")
+
+
+@pytest.mark.parametrize("name", weights.BUNDLED)
+def test_bundled_weights_are_what_they_are_said_to_be(name: str) -> None:
+    path = weights.locate(name)
+    assert path.stat().st_size <= 16e6
+    assert weights.fingerprint(path) == weights.BUNDLED[name]
+    _, header = (weights.load(name), weights.read_header(name)) if name == "compact" else load_teacher(name)
+    assert header.training["human"] == "pascal"
+    recipe = str(header.training["recipe"])
+    assert "out: runs/" in recipe
+    assert not [line for line in recipe.splitlines() if ": /" in line], "a path of somebody's machine"
+    card = (path.parent / "README.md").read_text(encoding="utf-8")
+    assert f"| `{name}` |" in card
+    assert f"| {path.stat().st_size / 1e6:.1f} MB |" in card
+
+
+@pytest.mark.real_data
+def test_the_bundled_weights_know_people_again(market1501_root: Path) -> None:
+    """Eight identities, one photo each by two cameras: most are nearest to themselves, and stand there whole."""
+    photos = sorted((market1501_root / "query").glob("*.jpg"))
+    pairs: dict[str, dict[str, Path]] = {}
+    for path in photos:
+        identity, camera = path.name.split("_")[:2]
+        pairs.setdefault(identity, {}).setdefault(camera[:2], path)
+    chosen = [list(each.values())[:2] for each in pairs.values() if len(each) > 1][:40:5]
+    embedder = Embedder()
+    one, other = (embedder([pair[place] for pair in chosen]) for place in (0, 1))
+    nearest = part_distance(one, other).argmin(1)
+    assert int((nearest == torch.arange(8)).sum()) >= 6
+    assert float(one.visibility.double().mean()) > 0.85
 
 
 def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:

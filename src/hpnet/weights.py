@@ -33,7 +33,11 @@ from hpnet.parts import PARTS
 FORMAT: Final = "hpnet-weights/1"
 TEACHER_FORMAT: Final = "hpnet-teacher/1"
 _KINDS: Final = {FORMAT: "hpnet weights", TEACHER_FORMAT: "weights of a teacher"}
-BUNDLED: Final[dict[str, str]] = {}  # name -> sha256 of pretrained/<name>.safetensors
+# name -> sha256 of pretrained/<name>.safetensors
+BUNDLED: Final = {
+    "compact": "660e2a2976dd48dcfc0c1bc7b441b5924e76dd47fb5e2b3b798920277174084c",
+    "teacher": "335494ae49cc7417b37dc9220708736bb1802b1a4b18dc0afebea2c9a221759d",
+}
 
 # The authors' state_dict names -> ours, tried in order on the start of a name.
 _AUTHORS_NAMES: Final = (

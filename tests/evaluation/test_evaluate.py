@@ -211,6 +211,7 @@ def test_scores_json_names_everything_that_decided_it(
     rules = {
         "name": "market1501", "data_set": "market1501", "query": "query", "gallery": "gallery", "held_out": 0,
         "trials": 0, "metric": "euclidean", "visibility": "common", "ap": "rectangle", "ties": "worst",
+        "occluded": [],
     }  # fmt: skip
     assert record["protocol"] == rules
     assert record["seed"] == 5

@@ -68,6 +68,14 @@ def test_a_finished_run_leaves_weights_scores_and_a_sheet(small: Make) -> None:
     assert len((run.recipe.out / "log.jsonl").read_text().splitlines()) == 4
 
 
+def test_every_crop_comes_with_every_margin(small: Make) -> None:
+    run = started(small(margins=(0.0, 0.2)))
+    assert len(run.train.photos) == 16
+    tight, loose = run.train.part_maps[:8] > 0, run.train.part_maps[8:] > 0
+    assert bool((tight.flatten(1).sum(1) > loose.flatten(1).sum(1)).all())
+    assert len(run.held_out.photos) == 3
+
+
 def test_it_learns_to_find_parts(small: Make) -> None:
     recipe = small(epochs=20, optimiser="adam", learning_rate=0.002, new_layer_rate=0.004, schedule="cosine")
     run = started(replace(recipe, augmentation=Augmentation(flip=0.0)))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from hpnet import weights
+from hpnet.data.parsing import read_pascal, stack
 from hpnet.model import ResNetTrunk
+from hpnet.training.teach import intersection_over_union, predicted
 from hpnet.training.teacher import (
     CLASSES,
     ChannelAttention,
@@ -154,3 +157,12 @@ def test_both_rates_are_for_all_parameters() -> None:
     old, new = model.parameter_groups()
     assert len(old) + len(new) == len(list(model.parameters()))
     assert {id(each) for each in old} == {id(e) for part in (model.trunk, model.layer4) for e in part.parameters()}
+
+
+@pytest.mark.real_data
+def test_the_bundled_teacher_finds_parts_on_held_out_people(pascal_root: Path) -> None:
+    model, _ = load_teacher("teacher")
+    photos, truth = stack(islice(read_pascal(pascal_root, "val", model.config.size), 48))
+    scores = intersection_over_union(truth, predicted(model, photos))
+    assert (scores["head"] or 0) > 0.6
+    assert (scores["mean_parts"] or 0) > 0.5

@@ -77,7 +77,11 @@ class Box(NamedTuple):
 
 
 def read_pascal(
-    root: Path, split: Literal["train", "val"], size: tuple[int, int], failures: list[Failure] | None = None
+    root: Path,
+    split: Literal["train", "val"],
+    size: tuple[int, int],
+    failures: list[Failure] | None = None,
+    margin: float = MARGIN,
 ) -> Iterator[ParsingSample]:
     """Read the people of Pascal-Person-Part: `<split>_id.txt`, `JPEGImages/<id>.jpg`, `part_masks/<id>.png`.
 
@@ -90,13 +94,14 @@ def read_pascal(
     - its head takes at most 40 % of it (close-ups of faces go).
 
     Legs may be missing: people cut off by the photo or a table teach what invisible parts look like. The crop is the
-    box with a margin of 5 % of its height, inside the photo; other people in it are background.
+    box with a margin of 5 % of its height (or `margin`), inside the photo; other people in it are background.
 
     Args:
         root: the folder of the set.
         split: "train" or "val".
         size: (height, width) of the samples in pixels; photos are resized bilinearly, maps to the nearest.
         failures: receives what cannot be used (and is skipped); without it the first such file raises.
+        margin: around a person's box, as a share of its height.
 
     Raises:
         ParsingError: the folder or its list of ids is missing or empty; without `failures` also a bad photo or mask.
@@ -110,7 +115,7 @@ def read_pascal(
         if not people:
             return []  # the photo need not be decoded
         photo = _picture(read_photo(photo_path), labels.shape, photo_path, mask_path)
-        boxes = [_with_margin(_box(person > 0), person.shape) for person in people]
+        boxes = [_with_margin(_box(person > 0), person.shape, margin) for person in people]
         return [
             _sample(photo, box, person, box, size, f"{name}#{number}")
             for number, (person, box) in enumerate(zip(people, boxes, strict=True))
@@ -303,8 +308,8 @@ def _box(mask: NDArray[np.bool_]) -> Box:
     return Box(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
 
 
-def _with_margin(box: Box, shape: tuple[int, ...]) -> Box:
-    margin = MARGIN * (box.bottom - box.top)
+def _with_margin(box: Box, shape: tuple[int, ...], share: float) -> Box:
+    margin = share * (box.bottom - box.top)
     return Box(
         max(0, box.left - margin),
         max(0, box.top - margin),

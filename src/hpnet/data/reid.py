@@ -253,6 +253,18 @@ def list_split(name: str, root: Path, split: str) -> SplitFiles:
     return _sorted_out(row, folder)
 
 
+def named_person(name: str, path: Path) -> Person:
+    """The person that a file tells of by its name alone, in whatever folder it lies.
+
+    Raises:
+        DataSetError: unknown data set, or the file is not named like its files.
+    """
+    person = _named(_row(name), path.parent, path.name)
+    if person is None:
+        raise DataSetError(f"{path}: is not named like {DATA_SETS[name].example}")
+    return person
+
+
 def read_folder(folder: Path) -> list[Person]:
     """A user's own crops: all pictures below a folder, of whom nothing is known but the file.
 
@@ -400,17 +412,24 @@ def _unlikeness(name: str, place: Path) -> tuple[bool, float]:
 
 def _sorted_out(row: DataSet, folder: Path) -> SplitFiles:
     """Tell the persons in a split's folder from other files, by their names."""
-    pattern = re.compile(row.pattern, re.IGNORECASE)
     people: list[Person] = []
     surplus: list[Path] = []
     for below in _files(folder):
-        found = pattern.fullmatch(below)
-        if found is None:
+        person = _named(row, folder, below)
+        if person is None:
             surplus.append(folder / below)
-            continue
-        camera = found.groupdict().get("camera")
-        people.append(Person(folder / below, int(found["identity"]), None if camera is None else int(camera)))
+        else:
+            people.append(person)
     return SplitFiles(folder, people, surplus)
+
+
+def _named(row: DataSet, folder: Path, below: str) -> Person | None:
+    """The person that a file's path below a folder tells of, if it is named like the data set's files."""
+    found = re.fullmatch(row.pattern, below, re.IGNORECASE)
+    if found is None:
+        return None
+    camera = found.groupdict().get("camera")
+    return Person(folder / below, int(found["identity"]), None if camera is None else int(camera))
 
 
 def _files(folder: Path) -> list[str]:

@@ -10,8 +10,8 @@ import hashlib
 import json as json_format
 import os
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -23,10 +23,12 @@ from torch import Tensor
 
 from hpnet.console import remark, say
 from hpnet.data.reid import JUNK, Person, data_hash, read_split
+from hpnet.data.truth import OccludedQueries, read_occluded
 from hpnet.distance import Metric, Visibility, common_part_count, part_distance
 from hpnet.embed import Embedder, read_features, write_features
 from hpnet.evaluation.metrics import RANKS, QueryScores, Scores, score_queries
 from hpnet.evaluation.protocols import Protocol, find_protocol, hold_out, masks, numbered, one_per_identity
+from hpnet.evaluation.visibility import ACCURACY, VisibilityAccuracy, accuracy_by_part
 from hpnet.files import write_json
 from hpnet.parts import PartFeatures
 from hpnet.report import Answer, report_query
@@ -35,6 +37,8 @@ from hpnet.visualize import ReportTable, write_report
 _PRINTED: Final = (*(f"R{rank}" for rank in RANKS), "mAP", "mINP")
 _REPORT_QUERIES: Final = 20
 _REPORT_ANSWERS: Final = 10
+
+Groups = Mapping[str, Mapping[str, Bool[Tensor, " q"]]]
 
 
 @dataclass(frozen=True)
@@ -54,21 +58,24 @@ class Judgement:
         deviation: standard deviation over the trials, by printed name; empty for a single trial.
         by_common_parts: scores of the queries whose right answers show at most so many parts in common with them.
         without_common_part: pairs that could not be compared, as a share of those that count.
+        by_group: scores of the groups of queries that were asked for, by what divides them and by group.
     """
 
     mean: Scores
     deviation: dict[str, float]
     by_common_parts: dict[int, Scores]
     without_common_part: float
+    by_group: dict[str, dict[str, Scores]] = field(default_factory=dict)
 
 
-def judge(protocol: Protocol, query: Side, gallery: Side, *, seed: int = 0) -> Judgement:
+def judge(protocol: Protocol, query: Side, gallery: Side, *, seed: int = 0, groups: Groups | None = None) -> Judgement:
     """Rank the gallery for every query and score it by the protocol's rules.
 
     Args:
         protocol: the rules.
         query, gallery: who was seen; gallery without junk or with it, it does not count either way.
         seed: of the single-gallery-shot trials.
+        groups: queries to score by themselves too; a group without a valid query has no scores.
 
     Raises:
         ValueError: no query has a right answer.
@@ -89,6 +96,7 @@ def judge(protocol: Protocol, query: Side, gallery: Side, *, seed: int = 0) -> J
         deviation=_deviation_of(means) if len(means) > 1 else {},
         by_common_parts=_by_common_parts(trials, most),
         without_common_part=float(((common == 0) & ~ignore).sum() / (~ignore).sum()),
+        by_group={what: _by_group(trials, members) for what, members in (groups or {}).items()},
     )
 
 
@@ -97,6 +105,7 @@ def evaluate(
     *,
     protocol: str,
     root: Path,
+    occluded: Path | None = None,
     distance: str | None = None,
     out: Path | None = None,
     report: Path | None = None,
@@ -111,6 +120,7 @@ def evaluate(
         weights: weights file, or the name of bundled weights.
         protocol: a row of hpnet.evaluation.protocols, such as market1501 or occluded_reid-authors.
         root: folder of the data set.
+        occluded: folder that hpnet occlude wrote; the protocols that end in -occluded take their queries from it.
         distance: METRIC+VISIBILITY instead of the protocol's own, such as euclidean+ignore (Table 4, test w/o vis).
         out: folder for scores.json and cached features; by default evaluate/PROTOCOL beside the weights file.
         report: folder for an HTML page with ranked lists of some queries.
@@ -120,21 +130,29 @@ def evaluate(
         json: print the scores as JSON.
     """
     row = _with_distance(find_protocol(protocol), distance)
+    truth = _truth(row, occluded)
     embedder = Embedder(weights, device=device, batch_size=batch_size)
     folder = out or _default_folder(weights, row, distance)
-    people = _people(row, root)
+    query, gallery = _people(row, root, truth)
     # By default every protocol of these weights finds the features that another one left.
-    sides = [_seen(embedder, each, root, out or folder.parent) for each in people]
-    judgement = judge(row, sides[0], sides[1], seed=seed)
-    record = _record(row, judgement, sides, embedder, root, seed)
+    cache = out or folder.parent
+    roots = (occluded or root, root)
+    sides = [_seen(embedder, each, place, cache) for each, place in zip((query, gallery), roots, strict=True)]
+    judgement = judge(row, sides[0], sides[1], seed=seed, groups=None if truth is None else truth.groups())
+    accuracy = {} if truth is None else accuracy_by_part(sides[0].features.visibility, truth.visible, truth.sure)
+    record = _record(row, judgement, sides, embedder, roots, seed)
+    if truth is not None:
+        record["occlusion"] = _occlusion_record(judgement, accuracy, truth)
     write_json(folder / "scores.json", record)
+    tables = _tables(row, judgement, sides, accuracy)
     if json:
         say(json_format.dumps(record))
     else:
-        _print(row, judgement, sides)
+        for table in tables:
+            say(_printed(table))
         remark(f"written: {folder / 'scores.json'}")
     if report is not None:
-        _write_report(report / "report.html", row, judgement, sides, embedder)
+        _write_report(report / "report.html", row, tables, sides, embedder)
         remark(f"look at {report / 'report.html'}")
     return 0
 
@@ -185,6 +203,11 @@ def _by_common_parts(trials: Sequence[QueryScores], most: Tensor) -> dict[int, S
     return {parts: _mean_of([trial.mean(most == parts) for trial in trials]) for parts in present}
 
 
+def _by_group(trials: Sequence[QueryScores], members: Mapping[str, Bool[Tensor, " q"]]) -> dict[str, Scores]:
+    scores = {name: _mean_of([trial.mean(chosen) for trial in trials]) for name, chosen in members.items()}
+    return {name: mean for name, mean in scores.items() if mean.valid_queries}
+
+
 def _with_distance(row: Protocol, distance: str | None) -> Protocol:
     if distance is None:
         return row
@@ -201,8 +224,17 @@ def _default_folder(weights: Path, row: Protocol, distance: str | None) -> Path:
     return beside / "evaluate" / (row.name if distance is None else f"{row.name}-{distance}")
 
 
-def _people(row: Protocol, root: Path) -> tuple[list[Person], list[Person]]:
-    query = read_split(row.data_set, root, row.query)
+def _truth(row: Protocol, occluded: Path | None) -> OccludedQueries | None:
+    """What was occluded, for the protocols that judge by it."""
+    if row.occluded and occluded is None:
+        raise ValueError(f"protocol {row.name} needs --occluded, the folder that hpnet occlude wrote")
+    if not row.occluded and occluded is not None:
+        raise ValueError(f"protocol {row.name} takes its queries from root: leave --occluded away")
+    return None if occluded is None else read_occluded(occluded, row.occluded)
+
+
+def _people(row: Protocol, root: Path, truth: OccludedQueries | None) -> tuple[list[Person], list[Person]]:
+    query = truth.people if truth else read_split(row.data_set, root, row.query)
     if row.held_out:
         return hold_out(query, row.held_out)
     gallery = read_split(row.data_set, root, row.gallery)
@@ -227,7 +259,7 @@ def _seen(embedder: Embedder, people: Sequence[Person], root: Path, folder: Path
 
 
 def _record(
-    row: Protocol, judgement: Judgement, sides: Sequence[Side], embedder: Embedder, root: Path, seed: int
+    row: Protocol, judgement: Judgement, sides: Sequence[Side], embedder: Embedder, roots: Sequence[Path], seed: int
 ) -> dict[str, Any]:
     """Everything that decided the scores, and the scores."""
     rules = asdict(row)
@@ -236,10 +268,7 @@ def _record(
         "scores": percent(judgement.mean),
         "valid_queries": judgement.mean.valid_queries,
         "deviation": judgement.deviation,
-        "by_common_parts": {
-            str(parts): {**percent(scores), "queries": scores.valid_queries}
-            for parts, scores in judgement.by_common_parts.items()
-        },
+        "by_common_parts": {str(parts): _scores_record(scores) for parts, scores in judgement.by_common_parts.items()},
         "pairs_without_common_part": judgement.without_common_part,
         "published": published,
         "protocol": rules,
@@ -252,7 +281,7 @@ def _record(
                 "sha256": data_hash(side.people, root),
                 "images_per_visible_part": side.features.visibility.sum(0).tolist(),
             }
-            for name, side in zip(("query", "gallery"), sides, strict=True)
+            for name, side, root in zip(("query", "gallery"), sides, roots, strict=True)
         },
         "versions": {
             "hpnet": metadata.version("hpnet"),
@@ -263,6 +292,20 @@ def _record(
     }
 
 
+def _scores_record(scores: Scores) -> dict[str, float]:
+    return {**percent(scores), "queries": scores.valid_queries}
+
+
+def _occlusion_record(
+    judgement: Judgement, accuracy: Mapping[str, VisibilityAccuracy], truth: OccludedQueries
+) -> dict[str, Any]:
+    scores = {
+        f"by_{what.replace(' ', '_')}": {name: _scores_record(each) for name, each in groups.items()}
+        for what, groups in judgement.by_group.items()
+    }
+    return {**scores, "visibility": {name: each.as_record() for name, each in accuracy.items()}, "made": truth.made}
+
+
 def _table_rows(row: Protocol, judgement: Judgement) -> list[list[str]]:
     ours = percent(judgement.mean)
     rows = [["these weights", *(_cell(ours, judgement.deviation, name) for name in _PRINTED)]]
@@ -270,6 +313,11 @@ def _table_rows(row: Protocol, judgement: Judgement) -> list[list[str]]:
         values = percent(scores)
         title = f"  {parts} parts in common ({scores.valid_queries} queries)"
         rows.append([title, *(f"{values[name]:.1f}" for name in _PRINTED)])
+    for what, groups in judgement.by_group.items():
+        for name, scores in groups.items():
+            values = percent(scores)
+            title = f"  {what} {name.replace('_', ' ')} ({scores.valid_queries} queries)"
+            rows.append([title, *(f"{values[each]:.1f}" for each in _PRINTED)])
     for who, values in row.published.items():
         rows.append([f"published: {who}", *(f"{values[name]:.1f}" if name in values else "" for name in _PRINTED)])
     return rows
@@ -287,17 +335,30 @@ def _described(row: Protocol, sides: Sequence[Side], judgement: Judgement) -> st
     )
 
 
-def _print(row: Protocol, judgement: Judgement, sides: Sequence[Side]) -> None:
-    table = Table(title=row.name, caption=_described(row, sides, judgement))
-    table.add_column("percent")
-    for name in _PRINTED:
-        table.add_column(name, justify="right")
-    for cells in _table_rows(row, judgement):
+def _tables(
+    row: Protocol, judgement: Judgement, sides: Sequence[Side], accuracy: Mapping[str, VisibilityAccuracy]
+) -> list[ReportTable]:
+    described = _described(row, sides, judgement)
+    tables = [ReportTable(row.name, ("percent", *_PRINTED), _table_rows(row, judgement), described, 0)]
+    if accuracy:
+        rows = [[name.replace("_", " "), *each.cells()] for name, each in accuracy.items()]
+        note = "unsure parts are left out; hidden recall: of the hidden parts, those predicted hidden"
+        tables.append(ReportTable("predicted visibility against the truth", ("part", *ACCURACY), rows, note))
+    return tables
+
+
+def _printed(content: ReportTable) -> Table:
+    table = Table(title=content.title, caption=content.note)
+    for number, name in enumerate(content.columns):
+        table.add_column(name, justify="right" if number else "left")
+    for cells in content.rows:
         table.add_row(*cells)
-    say(table)
+    return table
 
 
-def _write_report(path: Path, row: Protocol, judgement: Judgement, sides: Sequence[Side], embedder: Embedder) -> None:
+def _write_report(
+    path: Path, row: Protocol, tables: Sequence[ReportTable], sides: Sequence[Side], embedder: Embedder
+) -> None:
     """Ranked lists of queries spread evenly over the query list, so that nobody has chosen them."""
     query, gallery = sides
     step = max(1, len(query.people) // _REPORT_QUERIES)
@@ -312,7 +373,4 @@ def _write_report(path: Path, row: Protocol, judgement: Judgement, sides: Sequen
             title = f"{other.identity}, camera {other.camera}"
             answers.append(Answer(other.path, title, distance, other.identity == person.identity))
         queries.append(report_query(embedder, person.path, answers, title=f"{person.identity}, camera {person.camera}"))
-    table = ReportTable(
-        row.name, ("percent", *_PRINTED), _table_rows(row, judgement), _described(row, sides, judgement), 0
-    )
-    write_report(path, f"hpnet: {row.name}", queries, [table])
+    write_report(path, f"hpnet: {row.name}", queries, tables)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from hpnet.data.occluders import KINDS
 from hpnet.data.reid import JUNK, Identity, Person
 from hpnet.distance import Metric, Visibility
 from hpnet.evaluation.metrics import AveragePrecision, Ties
@@ -40,6 +41,8 @@ class Protocol:
         visibility: which parts count.
         ap: rule of the average precision.
         ties: who goes first at equal distance.
+        occluded: kinds of `hpnet.data.occluders.KINDS`: the queries are not the split's photos, but copies of them that
+            `hpnet occlude` wrote; empty = the photos themselves.
         published: what others printed under this protocol, in percent.
     """
 
@@ -53,6 +56,7 @@ class Protocol:
     visibility: Visibility = "common"
     ap: AveragePrecision = "rectangle"
     ties: Ties = "worst"
+    occluded: tuple[str, ...] = ()
     published: Published = field(default_factory=dict, hash=False)
 
 
@@ -72,6 +76,8 @@ _ROWS: Final = (
         },
     ),
     Protocol("market1501-validation", "market1501", query="train", gallery="train", held_out=100),
+    Protocol("market1501-occluded", "market1501", occluded=KINDS),
+    *(Protocol(f"market1501-occluded-{kind}", "market1501", occluded=(kind,)) for kind in KINDS),
     Protocol("occluded_duke", "occluded_duke"),
     Protocol(
         "partial_reid",

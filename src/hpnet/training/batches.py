@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from hpnet.console import remark, tell_skipped, tracked
-from hpnet.data.parsing import parsing_hash, read_densepose, read_pascal, stack
+from hpnet.data.parsing import MARGIN, parsing_hash, read_densepose, read_pascal, stack
 from hpnet.data.photos import Failure, read_part_map, read_stack
 from hpnet.data.reid import Person, data_hash, find_data_set, identity_labels, read_split, read_table
 from hpnet.data.sampler import IdentitySampler, generator_for
@@ -236,6 +236,7 @@ def human_labelled(
     annotations: str,
     photos: str,
     *,
+    margin: float = MARGIN,
     quiet: bool = False,
 ) -> Labelled:
     """The crops of a human-labelled parsing set, in memory; what cannot be read is named and left out.
@@ -247,11 +248,12 @@ def human_labelled(
         split: of Pascal-Person-Part; DensePose-COCO's splits are files of annotations.
         annotations: DensePose-COCO's file, below the root.
         photos: COCO's folder of photos, below the root.
+        margin: around a person of Pascal-Person-Part, as a share of the person's height.
         quiet: no progress bar.
     """
     failures: list[Failure] = []
     if human_set == "pascal":
-        samples = read_pascal(root, split, size, failures=failures)
+        samples = read_pascal(root, split, size, failures, margin)
     else:
         samples = read_densepose(root / annotations, root / photos, size, failures=failures)
     crops, part_maps = stack(tracked(samples, human_set, None, quiet=quiet))

@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from hpnet.console import say
-from hpnet.data.parsing import parsing_hash
+from hpnet.data.parsing import MARGIN, parsing_hash
 from hpnet.data.sampler import generator_for
 from hpnet.data.transforms import Augmentation, augment
 from hpnet.files import write_json
@@ -62,6 +62,9 @@ class TeacherRecipe(RunRecipe):
         validation_photos: COCO's folder of those photos. (Of Pascal-Person-Part, `val_id.txt` judges.)
         model: the network.
         augmentation: how crops are varied.
+        margins: each training crop is taken once with every margin (share of the person's height), Pascal-Person-Part
+            only. Detectors leave more room than labels do; a teacher that saw tight crops alone expects every head at
+            the top.
         scale: crops are shrunk to a share between this and 1 of their size and enlarged again, so that sharp photos
             resemble those of distant cameras; 1 leaves them as they are.
         batch: crops in a step.
@@ -75,12 +78,15 @@ class TeacherRecipe(RunRecipe):
     validation_photos: str = "val2014"
     model: TeacherConfig = field(default_factory=TeacherConfig)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    margins: tuple[float, ...] = (MARGIN,)
     scale: float = 1.0
     batch: int = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._at_least(1, "batch")
+        if not self.margins or min(self.margins) < 0:
+            raise RecipeError(f"margins must be one or more shares of at least 0, not {self.margins}")
         if not 0 < self.scale <= 1:
             raise RecipeError(f"scale must be above 0 and at most 1, not {self.scale}")
 
@@ -128,7 +134,9 @@ def setup(recipe: TeacherRecipe, *, resume: bool = False, quiet: bool = False) -
     check_folder(recipe, resume=resume)
     device = device_for(recipe)
     read = partial(human_labelled, recipe.human_set, recipe.human_root, recipe.model.size, quiet=quiet)
-    train = read("train", recipe.human_annotations, recipe.human_photos)
+    margins = recipe.margins if recipe.human_set == "pascal" else (MARGIN,)
+    crops = [read("train", recipe.human_annotations, recipe.human_photos, margin=each) for each in margins]
+    train = Labelled(torch.cat([each.photos for each in crops]), torch.cat([each.part_maps for each in crops]))
     held_out = read("val", recipe.validation_annotations, recipe.validation_photos)
     torch.manual_seed(recipe.seed)
     model = Teacher(recipe.model)
