@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 UNUSABLE = {
     "doctor": ["gone"],
     "keypoints-to-parts": ["gone.npz", "out"],
+    "occlude": ["gone", "out", "--part_maps", "gone"],
     "import-labels": ["gone", "out"],
     "teach": ["gone.yaml"],
     "label": ["gone.safetensors", "gone", "out"],

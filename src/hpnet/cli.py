@@ -17,6 +17,10 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "demo": ("hpnet.demo:demo", "the whole story on drawn people: train, search half-hidden queries, report"),
     "synth": ("hpnet.data.synthetic:synth", "write a drawn data set in Market-1501's layout, with part maps"),
     "doctor": ("hpnet.data.doctor:doctor", "which data set is this, is it whole, what is wrong with it"),
+    "occlude": (
+        "hpnet.data.occlusion:occlude",
+        "write occluded copies of query photos, with the truth about what is seen",
+    ),
     "keypoints-to-parts": ("hpnet.data.keypoints:keypoints_to_parts", "draw part maps from body keypoints"),
     "import-labels": ("hpnet.data.labels:import_labels", "bring part labels that others have made into part maps"),
     "teach": ("hpnet.training.teach:teach", "train a teacher, which labels body parts, on human part labels"),

@@ -24,6 +24,7 @@ from hpnet.data.reid import (
     list_split,
     list_table,
     locate,
+    named_person,
     read_folder,
     read_split,
     read_table,
@@ -77,6 +78,13 @@ def test_partial_and_occluded_reid_share_folders_and_are_told_apart_without_a_na
     flat = [f"{identity:03d}_{image:02d}.jpg" for identity in range(1, 201) for image in range(1, 6)]
     occluded = write(tmp_path / "c", {"occluded_body_images": flat, "whole_body_images": flat})
     assert find_data_set(occluded) == "occluded_reid"
+
+
+def test_a_person_is_known_by_name_in_any_folder() -> None:
+    path = Path("elsewhere/person/1/1488_c3s6_023021_00.jpg.jpg")
+    assert named_person("market1501", path) == Person(path, 1488, 3)
+    with pytest.raises(DataSetError, match=r"tree\.jpg: is not named like 0002_c1s1_000451_03\.jpg"):
+        named_person("market1501", Path("0002_c1s1/tree.jpg"))
 
 
 def test_both_partial_ilids_side_by_side_are_kept_apart(tmp_path: Path) -> None:

@@ -18,12 +18,14 @@ from torch import Tensor
 
 from hpnet import weights
 from hpnet.cli import main
+from hpnet.data.occlusion import occlude
 from hpnet.data.reid import JUNK, Person, data_hash, read_split
 from hpnet.data.synthetic import SyntheticConfig, write_market1501
+from hpnet.data.truth import read_occluded
 from hpnet.distance import part_distance
 from hpnet.embed import Embedder
 from hpnet.evaluation.evaluate import Side, evaluate, judge, percent, ranked
-from hpnet.evaluation.metrics import score
+from hpnet.evaluation.metrics import score, score_queries
 from hpnet.evaluation.protocols import PROTOCOLS, Protocol, masks
 from hpnet.model import HPNet, ModelConfig
 from hpnet.parts import PartFeatures
@@ -152,6 +154,22 @@ def test_ranked_lists_leave_out_what_does_not_count() -> None:
     wanted = [2 * math.sin(math.radians(degrees) / 2) for degrees in (20, 40)]
     assert distance.tolist() == pytest.approx(wanted, abs=1e-6)
     assert ranked(PLAIN, query, gallery, 1, 1)[1].tolist() == [2]
+
+
+def test_groups_are_scored_by_themselves() -> None:
+    query = side((1, 1, 0, "1111"), (2, 1, 90, "1111"), (9, 1, 0, "1111"))
+    gallery = side((1, 2, 1, "1111"), (2, 2, 5, "1111"), (3, 2, 89, "1111"))
+    groups = {
+        "half": {"first": torch.tensor([True, False, False]), "second": torch.tensor([False, True, True])},
+        "other": {"all": torch.tensor([True, True, True]), "without an answer": torch.tensor([False, False, True])},
+    }
+    outcome = judge(PLAIN, query, gallery, groups=groups)
+    # Query 0 finds its right answer first; query 1 second, behind 3; query 2 has none.
+    first, second = outcome.by_group["half"].values()
+    assert (first.cmc[1], first.valid_queries) == (1.0, 1)
+    assert (second.cmc[1], second.mean_ap, second.valid_queries) == (0.0, pytest.approx(1 / 2), 1)
+    assert outcome.by_group["other"] == {"all": outcome.mean}, "a group without a valid query has no scores"
+    assert judge(PLAIN, query, gallery).by_group == {}
 
 
 # evaluate, the verb
@@ -307,6 +325,130 @@ def test_another_distance(model_file: Path, drawn: Path, tmp_path: Path, capsys:
     record = json.loads((tmp_path / "scores.json").read_text())
     assert (record["protocol"]["metric"], record["protocol"]["visibility"]) == ("euclidean", "ignore")
     assert (record["protocol"]["ap"], record["protocol"]["ties"]) == ("rectangle", "worst")
+
+
+# Occluded queries
+
+
+@pytest.fixture(scope="module")
+def occluded(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("occluded") / "out"
+    assert occlude(drawn, out, part_maps=drawn / "part_maps") == 0
+    return out
+
+
+def test_occluded_queries_meet_the_whole_gallery(
+    model_file: Path, drawn: Path, occluded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everything in scores.json from the pictures on, by the doors."""
+    run(capsys, model_file, drawn, protocol="market1501-occluded", occluded=occluded, out=tmp_path)
+    record = json.loads((tmp_path / "scores.json").read_text())
+    truth = read_occluded(occluded, ("person", "object", "frame"))
+    gallery = [person for person in read_split("market1501", drawn, "gallery") if person.identity != JUNK]
+    assert record["data"]["query"]["images"] == len(truth.people) == 24
+    assert record["data"]["query"]["sha256"] == data_hash(truth.people, occluded)
+    assert record["data"]["gallery"]["sha256"] == data_hash(gallery, drawn)
+    assert record["protocol"]["occluded"] == ["person", "object", "frame"]
+
+    embedder = Embedder(model_file)
+    sides = [embedder([person.path for person in people]) for people in (truth.people, gallery)]
+    scores = score_queries(part_distance(*sides), *masks(truth.people, gallery))
+    assert record["scores"] == pytest.approx(percent(scores.mean()), abs=1e-9)
+    told = record["occlusion"]
+    for kind in ("person", "object", "frame"):
+        mean = scores.mean(torch.tensor([each == kind for each in truth.kind]))
+        assert told["by_kind"][kind] == pytest.approx({**percent(mean), "queries": 8}, abs=1e-9)
+    for level in (1, 2, 3):
+        mean = scores.mean(truth.severity == level)
+        assert told["by_severity"][str(level)] == pytest.approx(
+            {**percent(mean), "queries": mean.valid_queries}, abs=1e-9
+        )
+    for column, name in enumerate(("head", "torso", "upper_legs", "lower_legs")):
+        hidden = truth.sure[:, column] & ~truth.visible[:, column]
+        if hidden.any():
+            mean = scores.mean(hidden)
+            assert told["by_hidden_part"][name] == pytest.approx(
+                {**percent(mean), "queries": int(hidden.sum())}, abs=1e-9
+            )
+        sure = truth.sure[:, column]
+        right = (sides[0].visibility & truth.visible)[sure, column].sum()
+        predicted = sides[0].visibility[sure, column].sum()
+        accuracy = told["visibility"][name]
+        if predicted:
+            assert accuracy["precision"] == pytest.approx(100 * float(right / predicted))
+        assert accuracy["unsure"] == int((~sure).sum())
+    assert told["visibility"]["all"]["unsure"] == sum(
+        told["visibility"][name]["unsure"] for name in ("head", "torso", "upper_legs", "lower_legs")
+    )
+    manifest = json.loads((occluded / "manifest.json").read_text())
+    assert told["made"] == manifest
+    assert (told["made"]["seed"], len(told["made"]["truth_sha256"])) == (0, 64)
+
+
+def test_one_kind_of_occlusion(
+    model_file: Path,
+    drawn: Path,
+    occluded: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    _, out, _ = run(
+        capsys,
+        model_file,
+        drawn,
+        protocol="market1501-occluded-frame",
+        occluded=occluded,
+        out=tmp_path,
+        report=tmp_path,
+    )
+    record = json.loads((tmp_path / "scores.json").read_text())
+    assert record["data"]["query"]["images"] == 8
+    assert record["occlusion"]["by_kind"].keys() == {"frame"}
+    assert record["occlusion"]["made"]["kinds"].keys() == {"frame"}
+    for level, scores in record["occlusion"]["by_severity"].items():
+        row = next(line for line in out.splitlines() if f"severity {level} ({scores['queries']} queries)" in line)
+        assert re.findall(r"[\d.]+", row)[2:] == [
+            f"{scores[name]:.1f}" for name in ("R1", "R3", "R5", "R10", "mAP", "mINP")
+        ]
+    assert re.search(r"part\W+visible\W+hidden\W+unsure\W+precision %\W+recall %\W+hidden recall %", out)
+    legs = record["occlusion"]["visibility"]["lower_legs"]
+    row = next(line for line in out.splitlines() if line.strip("│ ").startswith("lower legs "))
+    assert [int(number) for number in re.findall(r"\d+", row)[:3]] == [
+        legs[name] for name in ("visible", "hidden", "unsure")
+    ]
+    assert "predicted visibility against the truth" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_baseline_on_occluded_queries_has_no_visibility(
+    drawn: Path, occluded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ModelConfig(trunk="resnet18", branch="compact", parsing_channels=8, size=(64, 32), baseline=True)
+    torch.manual_seed(1)
+    weights.save(HPNet(config), tmp_path / "baseline.safetensors")
+    file = tmp_path / "baseline.safetensors"
+    run(capsys, file, drawn, protocol="market1501-occluded", occluded=occluded, out=tmp_path)
+    record = json.loads((tmp_path / "scores.json").read_text())
+    assert record["occlusion"]["visibility"] == {}
+    assert record["occlusion"]["by_severity"].keys() == {"1", "2", "3"}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "folder", "told"),
+    [
+        ("market1501-occluded", None, "protocol market1501-occluded needs --occluded, the folder that hpnet occlude"),
+        ("market1501", "occluded", "protocol market1501 takes its queries from root: leave --occluded away"),
+        ("market1501-occluded-person", "gone", "gone/manifest.json: no such file; give the folder that hpnet occlude"),
+    ],
+)
+def test_the_occluded_folder_goes_with_its_protocols(
+    model_file: Path, drawn: Path, tmp_path: Path, protocol: str, folder: str | None, told: str
+) -> None:
+    occluded = None if folder is None else tmp_path / folder
+    with pytest.raises(ValueError, match=re.escape(told)):
+        evaluate(model_file, protocol=protocol, root=drawn, out=tmp_path / "out", occluded=occluded)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "ignore", "cosine+all", "euclidean,common", ""])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpnet.data.occluders import KINDS
 from hpnet.data.reid import DATA_SETS, DISTRACTOR, JUNK, Person
 from hpnet.evaluation.protocols import PROTOCOLS, find_protocol, hold_out, masks, numbered, one_per_identity
 
@@ -40,6 +42,20 @@ def test_every_row_names_a_split_that_exists() -> None:
         assert row.name == name
         assert {row.query, row.gallery} <= DATA_SETS[row.data_set].splits.keys()
         assert row.held_out == 0 or row.query == row.gallery == "train"
+
+
+def test_occluded_queries_have_a_row_for_all_kinds_and_one_for_each() -> None:
+    wanted = {"": KINDS, **{f"-{kind}": (kind,) for kind in KINDS}}
+    for suffix, kinds in wanted.items():
+        for rule in ("", "-authors"):
+            row, whole = PROTOCOLS[f"market1501-occluded{suffix}{rule}"], PROTOCOLS[f"market1501{rule}"]
+            assert row.occluded == kinds
+            # All but the queries is as on Market-1501, but nobody has published anything.
+            assert replace(row, name=whole.name, occluded=(), published=whole.published) == whole
+            assert row.published == {}
+    assert {name for name, row in PROTOCOLS.items() if row.occluded} == {
+        f"market1501-occluded{suffix}{rule}" for suffix in wanted for rule in ("", "-authors")
+    }
 
 
 def test_single_gallery_shot_is_a_hundred_trials() -> None:

@@ -44,10 +44,8 @@ _CAR: Final = (
 _CAR_WINDOWS: Final = ((1.35, 0.48), (1.84, 0.12), (3.04, 0.09), (3.6, 0.46))
 _CAR_WHEELS: Final = (0.85, 3.4)
 _CAR_LENGTH: Final = 4.3
-_METRE: Final = (
-    0.52,
-    0.68,
-)  # in photo heights: a person of 1.7 m fills nine tenths of a photo, a nearer thing is larger
+# In photo heights: a person of 1.7 m fills nine tenths of a photo, a nearer thing is larger.
+_METRE: Final = (0.52, 0.68)
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,7 @@ def occlude(
         failures |= left_out
         names = sorted(path.name for path in left_out)
         manifest["kinds"][kind] = {**_summary(rows[kind], out), "left_out": names}
+        manifest["kinds"] = {each: manifest["kinds"][each] for each in KINDS if each in manifest["kinds"]}
         write_truth(out / TRUTH, rows)
         manifest["truth_sha256"] = sha256((out / TRUTH).read_bytes()).hexdigest()
         write_json(out / MANIFEST, manifest)
@@ -268,7 +269,8 @@ def _pasted(photo: Image.Image, cover: Cover, corner: tuple[int, int]) -> Image.
 
 
 def _cropped(photo: Image.Image, kept: Bool[NDArray[Any], "H W"]) -> Image.Image:
-    return photo.resize(photo.size, Image.Resampling.BILINEAR, box=Image.fromarray(kept).getbbox())
+    # Cropped first: resize(box=) would blend in a little of what lies beyond.
+    return photo.crop(Image.fromarray(kept).getbbox()).resize(photo.size, Image.Resampling.BILINEAR)
 
 
 def _row(name: str, photo: str, kind: Kind, severity: int, occluded: Occluded) -> Row:

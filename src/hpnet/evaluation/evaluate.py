@@ -120,7 +120,7 @@ def evaluate(
         weights: weights file, or the name of bundled weights.
         protocol: a row of hpnet.evaluation.protocols, such as market1501 or occluded_reid-authors.
         root: folder of the data set.
-        occluded: folder that hpnet occlude wrote; the protocols that end in -occluded take their queries from it.
+        occluded: folder that hpnet occlude wrote; the market1501-occluded protocols take their queries from it.
         distance: METRIC+VISIBILITY instead of the protocol's own, such as euclidean+ignore (Table 4, test w/o vis).
         out: folder for scores.json and cached features; by default evaluate/PROTOCOL beside the weights file.
         report: folder for an HTML page with ranked lists of some queries.
