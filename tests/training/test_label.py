@@ -55,7 +55,7 @@ def test_maps_mirror_the_photos_at_their_own_sizes(
     teacher: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "maps"
-    assert label(str(teacher), photos, out, overlays=True, batch_size=4, json=True) == 0
+    assert label(str(teacher), photos, out, overlay=True, batch_size=4, json=True) == 0
     manifest = json.loads(capsys.readouterr().out)
     assert manifest == json.loads((out / "manifest.json").read_text())
     paths = sorted(photos.rglob("*.jpg"))

@@ -24,6 +24,7 @@ from PIL import Image
 from rich.table import Table
 from torch import Tensor
 
+from hpnet import visualize
 from hpnet import weights as weights_file
 from hpnet.console import remark, say, tell_skipped, tracked
 from hpnet.data.parsing import SECOND_HEAD_MIN, connected
@@ -42,7 +43,6 @@ from hpnet.embed import usable_device
 from hpnet.files import write_json, written_whole
 from hpnet.parts import BACKGROUND, PARTS, Part, visible_parts
 from hpnet.training.teacher import Teacher, load_teacher, probabilities
-from hpnet.visualize import contact_sheet, overlay
 
 OTHERS_MIN: Final = 0.1  # of the kept person's pixels; fewer pixels elsewhere are a speck, not a person
 _IN_LINE: Final = (
@@ -84,7 +84,7 @@ def label(
     photos: Path,
     out: Path,
     *,
-    overlays: bool = False,
+    overlay: bool = False,
     overwrite: bool = False,
     device: str | None = None,
     batch_size: int = 32,
@@ -96,7 +96,7 @@ def label(
         weights: a teacher's weights file (hpnet teach), or the name of bundled ones: teacher.
         photos: folder of photos, each of one person (others in it are recognised and left out).
         out: folder for the maps; it mirrors the photos' folder.
-        overlays: also write the photos with their parts coloured, below OUT/overlays.
+        overlay: also write the photos with their parts coloured, below OUT/overlays.
         overwrite: label again what is there already.
         device: cpu, cuda; the default takes a GPU if there is one.
         batch_size: photos that go through the network together.
@@ -119,7 +119,7 @@ def label(
         remark(f"{len(found) - len(remaining)} of {len(found)} photos are labelled already")
     failures: list[Failure] = []
     with (out / "labels.csv").open("a", newline="", encoding="utf-8") as file:
-        for piece in _labelled(model, remaining, root, out, failures, batch_size, overlays=overlays):
+        for piece in _labelled(model, remaining, root, out, failures, batch_size, overlay=overlay):
             csv.writer(file).writerows(each.row() for each in piece)
             file.flush()
             done |= {each.photo: each for each in piece}
@@ -177,7 +177,7 @@ def _labelled(
     failures: list[Failure],
     batch_size: int,
     *,
-    overlays: bool,
+    overlay: bool,
 ) -> Iterator[list[Label]]:
     """Label photo after photo; a piece comes out when all its part maps are on disk."""
     stream = zip(paths, tracked(read_photos(paths, model.config.size), "labelling", len(paths)), strict=True)
@@ -194,7 +194,7 @@ def _labelled(
                 person, others = middle_person(part_map.numpy())
                 name, kept = _name(path, root), torch.from_numpy(person)
                 write_part_map((out / name).with_suffix(".png"), kept)
-                if overlays:
+                if overlay:
                     _write_overlay(out / "overlays" / name, path, kept)
                 chosen = certain[kept > 0] if bool(kept.any()) else certain
                 return Label(name, float(chosen.mean()), tuple(visible_parts(kept).tolist()), others)
@@ -274,7 +274,7 @@ def _name(path: Path, root: Path) -> str:
 
 
 def _write_overlay(target: Path, photo: Path, part_map: UInt8[Tensor, "H W"]) -> None:
-    coloured = overlay(read_photo(photo), part_map)
+    coloured = visualize.overlay(read_photo(photo), part_map)
     write_picture(target.with_suffix(".jpg"), Image.fromarray(coloured.permute(1, 2, 0).numpy()))
 
 
@@ -304,10 +304,10 @@ def _write_sheet(labels: Sequence[Label], root: Path, out: Path) -> None:
             part_map = read_part_map((out / each.photo).with_suffix(".png"))
         except PhotoError:
             continue  # taken away since it was labelled
-        shown += [photo, overlay(photo, part_map, 0.6)]
+        shown += [photo, visualize.overlay(photo, part_map, 0.6)]
         captions += [f"{each.certainty:.2f} {each.others}", Path(each.photo).stem]
     if shown:
-        write_picture(out / "sheet.jpg", contact_sheet(shown, columns=16, captions=captions, size=(192, 96)))
+        write_picture(out / "sheet.jpg", visualize.contact_sheet(shown, columns=16, captions=captions, size=(192, 96)))
 
 
 def _table(manifest: dict[str, Any]) -> Table:
