@@ -155,8 +155,9 @@ def fit(run: TeacherRun, *, stop_before: int | None = None, quiet: bool = False)
     done = go(run, partial(_batches, run), partial(step, run), stop_before=stop_before, quiet=quiet)
     if done == run.steps:
         scores = intersection_over_union(run.held_out.part_maps, predicted(run.model, run.held_out.photos))
-        save_teacher(run.model, run.recipe.out / "weights.safetensors", _provenance(run) | {"iou": scores})
-        write_json(run.recipe.out / "scores.json", {"iou": scores, **_provenance(run)})
+        record = {"iou": scores, **_provenance(run)}
+        save_teacher(run.model, run.recipe.out / "weights.safetensors", record)
+        write_json(run.recipe.out / "scores.json", record)
         _sheet(run).save(run.recipe.out / "held_out.jpg", quality=90)
     return done
 
