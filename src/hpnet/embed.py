@@ -210,7 +210,7 @@ def usable_device(name: torch.device | str) -> torch.device:
     """
     try:
         torch.zeros(1, device=name).cpu()  # a device is usable if a number comes back from it
-    # torch raises the first for unknown names, the second for CUDA in a CPU build, the last for devices without backend.
+    # torch raises the first for unknown names, the second for CUDA in a CPU build, the last for lack of a backend.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(name)!r} cannot be used on this machine ({reason}); try cpu") from error
