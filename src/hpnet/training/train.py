@@ -168,14 +168,6 @@ def _reid_losses(run: ReIDRun, number: int, batch: ReIDBatch) -> dict[str, tuple
     return losses
 
 
-def _backward(loss: Float[Tensor, ""]) -> None:
-    loss.backward()  # type: ignore[no-untyped-call]
-
-
-def _autocast(run: ReIDRun) -> torch.autocast:
-    return torch.autocast(run.device.type, torch.bfloat16, enabled=run.recipe.precision == "bfloat16")
-
-
 @contextmanager
 def _statistics_kept(run: ReIDRun) -> Iterator[None]:
     """Normalise by the human-labelled batch, but let the running statistics describe the ReID photos alone."""

@@ -17,8 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hpnet import gallery as gallery_module
-from hpnet.gallery import Gallery, GalleryError
+from hpnet.gallery import Gallery, GalleryError, columns, nearest, store
 from hpnet.parts import PARTS, Part, PartFeatures
 
 WEIGHTS = "0" * 64
@@ -122,8 +121,9 @@ def test_blocks_are_scored_piece_by_piece(gallery: Gallery, monkeypatch: pytest.
     for start in range(0, 200, 20):
         gallery.add(kept[start : start + 20], names(20))
     whole = gallery.search(query, k=15)
-    monkeypatch.setattr(gallery_module, "ROWS_AT_ONCE", 32)
-    monkeypatch.setattr(gallery_module, "QUERIES_AT_ONCE", 2)
+    monkeypatch.setattr(store, "ROWS_AT_ONCE", 32)
+    monkeypatch.setattr(nearest, "ROWS_AT_ONCE", 32)
+    monkeypatch.setattr(store, "QUERIES_AT_ONCE", 2)
     for memory in (0, 1 << 20):
         again = Gallery.open(gallery.path, memory=memory)
         for row, expected in zip(again.search(query, k=15), whole, strict=True):
@@ -325,12 +325,12 @@ def test_a_value_that_does_not_fit_is_refused(
 )
 def test_a_value_of_no_known_type_is_refused(name: str, value: Any) -> None:
     with pytest.raises(GalleryError, match=f"^{name}: row 1 must be "):
-        gallery_module._typed(name, [None, value])
+        columns.typed_column(name, [None, value])
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
     for name, value in (("camera", np.int64(3)), ("time", np.float32(1.5)), ("time", np.int16(7))):
-        column = gallery_module._typed(name, [value, None])
+        column = columns.typed_column(name, [value, None])
         assert column is not None
         assert column.to_pylist() == [value, None]
 
@@ -492,7 +492,7 @@ def test_a_commit_that_collides_is_begun_anew(gallery: Gallery, monkeypatch: pyt
     monkeypatch.setattr(Gallery, "_append", colliding)
     assert gallery.add(people(2), names(2)) == [0, 1]
     assert collisions == [0, 0, 0]
-    monkeypatch.setattr(gallery_module, "_COMMIT_ATTEMPTS", 2)
+    monkeypatch.setattr(store, "_COMMIT_ATTEMPTS", 2)
     collisions.clear()
     with pytest.raises(GalleryError, match="other processes write all the time; nothing was changed"):
         gallery.add(people(2), names(2))

@@ -16,49 +16,52 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import pairwise
-from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpnet.distance import Metric, Visibility, common_part_count, part_distance
+from hpnet.distance import Metric, Visibility
+from hpnet.gallery.columns import (
+    ATTRIBUTES,
+    LAYOUTS,
+    GalleryError,
+    Moment,
+    Value,
+    among,
+    new_fields,
+    part_columns,
+    sql_moment,
+    stored_shape,
+    typed_column,
+)
+from hpnet.gallery.nearest import (
+    ROWS_AT_ONCE,
+    Block,
+    Nearest,
+    at_unit_length,
+    chosen_parts,
+    is_compared,
+    merged,
+    ranked_distance,
+    restricted,
+    together,
+)
 from hpnet.parts import PARTS, Part, PartFeatures
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from lance import LanceDataset, LanceFragment
 
-Value = int | str
-Moment = float | int | datetime
 Result = TypeVar("Result")
-
 FORMAT: Final = 1
 MEMORY: Final = 2 << 30  # bytes of features a gallery keeps in memory unless told otherwise
-ROWS_AT_ONCE: Final = 16_384  # people read and scored at a time: 32 MB of 4 x 256 float16,
 QUERIES_AT_ONCE: Final = 512  # 32 MB of distances
 _COMMIT_ATTEMPTS: Final = 60
-# What a photo shows stands in one yes/no column per part, so that filters can ask for it: "head AND camera = 2".
-# A global baseline's gallery has one feature for the whole person instead.
-_LAYOUTS: Final = (tuple(part.name.lower() for part in PARTS), ("whole",))
-_ATTRIBUTES: Final = ("identity", "camera", "time")
-# Arrow's types of the attributes, in words.
-_KINDS: Final = {
-    "int64": "whole numbers",
-    "string": "text",
-    "double": "seconds",
-    "timestamp[us]": "datetimes without a zone",
-    "timestamp[us, tz=UTC]": "datetimes with a zone",
-}
-
-
-class GalleryError(ValueError):
-    """A gallery that cannot be used as asked; the text is one line that names it and the reason."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Gallery:
         self.fingerprint = dataset.schema.metadata[b"hpnet.weights"].decode()
         self._dataset = dataset
         self._memory = memory
-        self._held: dict[tuple[object, ...], list[_Block]] = {}
+        self._held: dict[tuple[object, ...], list[Block]] = {}
 
     @classmethod
     def create(
@@ -212,14 +215,14 @@ class Gallery:
         self._check_weights(weights)
         if isinstance(paths, (str, Path)):
             raise GalleryError(f"paths must be a list, one path per person, not {str(paths)!r} alone")
-        attributes = zip(_ATTRIBUTES, (identities, cameras, times), strict=True)
+        attributes = zip(ATTRIBUTES, (identities, cameras, times), strict=True)
         known: dict[str, Sequence[object]] = {name: values for name, values in attributes if values is not None}
         for name, values in {"path": paths, **known}.items():
             if len(values) != len(features):
                 raise GalleryError(f"{name}: {len(values)} given for {len(features)} people")
         if not len(features):
             return []
-        columns = {name: _typed(name, values) for name, values in known.items()}
+        columns = {name: typed_column(name, values) for name, values in known.items()}
         people = self._prepared(features, paths, {name: kept for name, kept in columns.items() if kept is not None})
         return self._commit(people, tuple(features.features.shape[1:]))
 
@@ -233,7 +236,7 @@ class Gallery:
             How many were removed.
         """
         listed = {int(number) for number in ids if number >= 0}
-        return self._delete(_among(listed)) if listed else 0
+        return self._delete(among(listed)) if listed else 0
 
     def expire(self, before: Moment) -> int:
         """Remove everybody last seen before a moment, in one commit.
@@ -248,15 +251,15 @@ class Gallery:
             How many were removed.
         """
         aware = before.astimezone(UTC) if isinstance(before, datetime) else datetime.fromtimestamp(before, UTC)
-        unknown = f"added < {_sql(aware)}"
+        unknown = f"added < {sql_moment(aware)}"
         schema = self._latest().schema
         if "time" not in schema.names:
             return self._delete(unknown)
         kind = str(schema.field("time").type)
         limit = {
             "double": repr(before.timestamp() if isinstance(before, datetime) else float(before)),
-            "timestamp[us, tz=UTC]": _sql(aware),
-            "timestamp[us]": _sql(aware.astimezone().replace(tzinfo=None)),
+            "timestamp[us, tz=UTC]": sql_moment(aware),
+            "timestamp[us]": sql_moment(aware.astimezone().replace(tzinfo=None)),
         }[kind]
         return self._delete(f"time < {limit} OR (time IS NULL AND {unknown})")
 
@@ -294,16 +297,16 @@ class Gallery:
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
         snapshot = self._latest()
-        query = PartFeatures(_unit(features), features.visibility.cpu())
-        chosen = _chosen(parts, query.features.shape[1])
+        query = PartFeatures(at_unit_length(features), features.visibility.cpu())
+        chosen = chosen_parts(parts, query.features.shape[1])
         self._check_shape(snapshot, tuple(query.features.shape[1:]))
-        query = _restricted(query, chosen)
+        query = restricted(query, chosen)
         groups = [slice(start, start + QUERIES_AT_ONCE) for start in range(0, len(query), QUERIES_AT_ONCE)]
-        nearest = [_Nearest(k) for _ in groups]
+        nearest = [Nearest(k) for _ in groups]
         for ids, people in self._blocks(snapshot, filter):
-            shown = _restricted(people, chosen)
+            shown = restricted(people, chosen)
             for group, best in zip(groups, nearest, strict=True):
-                best.offer(ids, _ranked_distance(query[group], shown, metric, visibility))
+                best.offer(ids, ranked_distance(query[group], shown, metric, visibility))
         found = [row for group, best in zip(groups, nearest, strict=True) for row in best.rows(len(query[group]))]
         return self._matches(snapshot, found, query.visibility, chosen, visibility)
 
@@ -317,13 +320,13 @@ class Gallery:
             GalleryError: an id is not in the gallery.
         """
         snapshot = self._latest()
-        if _shape(snapshot.schema) is None:
+        if stored_shape(snapshot.schema) is None:
             raise GalleryError(f"{self.path}: is empty")
-        found = list(self._scanned(snapshot, _among(ids)))
+        found = list(self._scanned(snapshot, among(ids)))
         place = {number: row for row, number in enumerate(number for block in found for number in block.ids.tolist())}
         if missing := [number for number in ids if number not in place]:
             raise GalleryError(f"{self.path}: has no person with id {missing[0]}")
-        return _together(found).people[[place[number] for number in ids]].to(torch.float32)
+        return together(found).people[[place[number] for number in ids]].to(torch.float32)
 
     def _latest(self) -> LanceDataset:
         """The last commit, as a value of its own: what others commit meanwhile does not change it."""
@@ -339,9 +342,9 @@ class Gallery:
             )
 
     def _check_shape(self, snapshot: LanceDataset, given: tuple[int, ...]) -> None:
-        if given[0] not in {len(names) for names in _LAYOUTS}:
+        if given[0] not in {len(names) for names in LAYOUTS}:
             raise GalleryError(f"{self.path}: a person has {len(PARTS)} parts (or 1, the whole), not {given[0]}")
-        if (kept := _shape(snapshot.schema)) not in (None, given):
+        if (kept := stored_shape(snapshot.schema)) not in (None, given):
             raise GalleryError(f"{self.path}: holds features of (parts, dimensions) {kept}, not {given}")
 
     def _prepared(
@@ -351,11 +354,11 @@ class Gallery:
         import pyarrow as pa
 
         about = self._dataset.schema.metadata
-        values = _unit(features).to(torch.float16 if about[b"hpnet.dtype"] == b"float16" else torch.float32)
+        values = at_unit_length(features).to(torch.float16 if about[b"hpnet.dtype"] == b"float16" else torch.float32)
         if not bool(values.isfinite().all()):
             raise GalleryError("features: a part that is not visible holds values beyond float16; set it to zero")
         count, parts, dimensions = values.shape
-        names = next((names for names in _LAYOUTS if len(names) == parts), ())
+        names = next((names for names in LAYOUTS if len(names) == parts), ())
         shown = zip(names, features.visibility.cpu().numpy().T, strict=bool(names))
         try:
             where = pa.array([str(path) for path in paths], pa.string())
@@ -375,7 +378,7 @@ class Gallery:
         def change() -> list[int]:
             snapshot = self._latest()
             self._check_shape(snapshot, shape)
-            if missing := _new_fields(self.path, snapshot.schema, people.schema):
+            if missing := new_fields(self.path, snapshot.schema, people.schema):
                 snapshot.add_columns(missing)
                 snapshot = self._latest()
             return self._append(snapshot, people)
@@ -407,9 +410,9 @@ class Gallery:
     def _delete(self, condition: str) -> int:
         return self._retried(lambda: int(self._latest().delete(condition)["num_deleted_rows"]))
 
-    def _blocks(self, snapshot: LanceDataset, condition: str | None) -> Iterator[_Block]:
+    def _blocks(self, snapshot: LanceDataset, condition: str | None) -> Iterator[Block]:
         """Everybody who is searched, some thousands at a time: from memory if the gallery fits, else from disk."""
-        if (shape := _shape(snapshot.schema)) is None:
+        if (shape := stored_shape(snapshot.schema)) is None:
             return
         width = snapshot.schema.field("features").type.value_type.bit_width // 8
         if snapshot.count_rows() * shape[0] * shape[1] * width > self._memory:
@@ -417,14 +420,14 @@ class Gallery:
             yield from self._scanned(snapshot, condition)
             return
         allowed = None if condition is None else self._ids(snapshot, condition)
-        for block in _merged(self._loaded(snapshot)):
+        for block in merged(self._loaded(snapshot)):
             if allowed is None:
                 yield block
                 continue
             rows = np.flatnonzero(np.isin(block.ids, allowed))
-            yield _Block(block.ids[rows], block.people[torch.from_numpy(rows)])
+            yield Block(block.ids[rows], block.people[torch.from_numpy(rows)])
 
-    def _loaded(self, snapshot: LanceDataset) -> list[_Block]:
+    def _loaded(self, snapshot: LanceDataset) -> list[Block]:
         """Everybody, in memory; what changed since the last search is read anew, by Lance's unit of writing."""
         fragments = {_state(fragment): fragment for fragment in snapshot.get_fragments()}
         held = {state: blocks for state, blocks in self._held.items() if state in fragments}
@@ -435,9 +438,9 @@ class Gallery:
 
     def _scanned(
         self, snapshot: LanceDataset, condition: str | None, fragments: list[LanceFragment] | None = None
-    ) -> Iterator[_Block]:
+    ) -> Iterator[Block]:
         """The same from disk, in the order of the commits."""
-        shape, names = _shape(snapshot.schema), _part_columns(snapshot.schema)
+        shape, names = stored_shape(snapshot.schema), part_columns(snapshot.schema)
         with _explained(self.path, condition):
             scanner = snapshot.scanner(
                 columns=["features", *names],
@@ -452,7 +455,7 @@ class Gallery:
                 values = batch["features"].flatten().to_numpy().reshape(len(batch), *(shape or ()))
                 shown = np.stack([batch[name].to_numpy(zero_copy_only=False) for name in names], axis=1)
                 people = PartFeatures(torch.from_numpy(values.copy()), torch.from_numpy(shown))
-                yield _Block(batch["_rowid"].to_numpy().astype(np.int64), people)
+                yield Block(batch["_rowid"].to_numpy().astype(np.int64), people)
 
     def _ids(self, snapshot: LanceDataset, condition: str) -> NDArray[np.int64]:
         with _explained(self.path, condition):
@@ -468,9 +471,9 @@ class Gallery:
         visibility: Visibility,
     ) -> list[list[Match]]:
         """What is known of the people found."""
-        names = _part_columns(snapshot.schema)
-        known = [name for name in _ATTRIBUTES if name in snapshot.schema.names]
-        wanted = _among({number for row in found for number, _ in row})
+        names = part_columns(snapshot.schema)
+        known = [name for name in ATTRIBUTES if name in snapshot.schema.names]
+        wanted = among({number for row in found for number, _ in row})
         with _explained(self.path):
             table = snapshot.to_table(columns=["path", *known, *names], filter=wanted, with_row_id=True)
         people: dict[int, dict[str, Any]] = {row["_rowid"]: row for row in table.to_pylist()}
@@ -479,49 +482,12 @@ class Gallery:
             person = people[number]
             seen = [person[names[part]] for part in chosen]
             pairs = zip(chosen, shows, seen, strict=True)
-            parts = [part for part, mine, theirs in pairs if _compared(visibility, mine, theirs)]
+            parts = [part for part, mine, theirs in pairs if is_compared(visibility, mine, theirs)]
             compared = PARTS if len(names) == 1 and parts else tuple(Part(part) for part in parts)
-            return Match(number, person["path"], distance, compared, *(person.get(name) for name in _ATTRIBUTES))
+            return Match(number, person["path"], distance, compared, *(person.get(name) for name in ATTRIBUTES))
 
         rows = zip(found, query_shows.tolist(), strict=True)
         return [[match(number, distance, shows) for number, distance in row] for row, shows in rows]
-
-
-class _Block(NamedTuple):
-    """Some people of the gallery, and their ids."""
-
-    ids: NDArray[np.int64]
-    people: PartFeatures
-
-
-class _Nearest:
-    """The k nearest of all that was offered, for each query: distances decide, then ids."""
-
-    def __init__(self, k: int) -> None:
-        self.k = k
-        self.row, self.id = np.empty(0, np.int64), np.empty(0, np.int64)
-        self.distance = np.empty(0, np.float32)
-
-    def offer(self, ids: NDArray[np.int64], distance: Float[Tensor, "q m"]) -> None:
-        if not distance.numel():
-            return
-        # Whoever is farther than the k-th of this block cannot be among the k nearest of all.
-        limit = distance.topk(min(self.k, len(ids)), largest=False).values[:, -1:]
-        row, column = ((distance <= limit) & distance.isfinite()).nonzero(as_tuple=True)
-        rows = np.concatenate([self.row, row.numpy()])
-        numbers = np.concatenate([self.id, ids[column.numpy()]])
-        distances = np.concatenate([self.distance, distance[row, column].numpy()])
-        order = np.lexsort((numbers, distances, rows))
-        sorted_rows = rows[order]
-        rank = np.arange(len(order)) - np.searchsorted(sorted_rows, sorted_rows)
-        kept = order[rank < self.k]
-        self.row, self.id, self.distance = rows[kept], numbers[kept], distances[kept]
-
-    def rows(self, count: int) -> list[list[tuple[int, float]]]:
-        """(id, distance) of the nearest, for each of `count` queries."""
-        ends = np.searchsorted(self.row, np.arange(count + 1)).tolist()
-        pairs = list(zip(self.id.tolist(), self.distance.tolist(), strict=True))
-        return [pairs[start:end] for start, end in pairwise(ends)]
 
 
 class _CollisionError(Exception):
@@ -565,141 +531,8 @@ def _fingerprint(weights: str | Path) -> str:
         return str(weights)
 
 
-def _part_columns(schema: pa.Schema) -> tuple[str, ...]:
-    return next((names for names in _LAYOUTS if names[0] in schema.names), ())
-
-
-def _shape(schema: pa.Schema) -> tuple[int, int] | None:
-    """(parts, dimensions) of the stored features; None before the first `add`."""
-    if not (names := _part_columns(schema)):
-        return None
-    return len(names), schema.field("features").type.list_size // len(names)
-
-
 def _state(fragment: LanceFragment) -> tuple[object, ...]:
     """Changes when the fragment's features or who is in it do; removals only ever grow in number."""
     about = fragment.metadata
     removed = about.deletion_file.num_deleted_rows if about.deletion_file else 0
     return (about.id, removed, *(file.path for file in about.files))
-
-
-def _new_fields(path: Path, kept: pa.Schema, given: pa.Schema) -> list[pa.Field]:
-    """The columns to make; a column that is there must have the type of what is given."""
-    for field in given:
-        if field.name in kept.names and kept.field(field.name).type != field.type:
-            has, comes = (_KINDS.get(str(kind), str(kind)) for kind in (kept.field(field.name).type, field.type))
-            raise GalleryError(f"{path}: {field.name} holds {has} here, not {comes}")
-    return [field for field in given if field.name not in kept.names]
-
-
-def _typed(name: str, values: Sequence[object]) -> pa.Array | None:
-    """The values as a column of the one type they have; None if there are none."""
-    import pyarrow as pa
-
-    kinds: dict[str, int] = {}
-    for row, value in enumerate(values):
-        if value is not None:
-            kinds.setdefault(_kind(name, row, value), row)
-    if len(kinds) > 1:
-        words = " and ".join(f"{_KINDS[kind]} (row {row})" for kind, row in kinds.items())
-        raise GalleryError(f"{name}: mixes {words}")
-    if not kinds:
-        return None
-    kind = next(iter(kinds))
-    types = {"int64": pa.int64(), "string": pa.string(), "double": pa.float64(), "timestamp[us]": pa.timestamp("us")}
-    try:
-        # An array of objects would guess; numbers of NumPy are taken as the numbers they are.
-        plain = [value.item() if isinstance(value, np.generic) else value for value in values]
-        return pa.array(plain, types.get(kind, pa.timestamp("us", "UTC")))
-    except (OverflowError, ValueError) as error:
-        raise GalleryError(f"{name}: a value cannot be stored ({error})") from error
-
-
-def _kind(name: str, row: int, value: object) -> str:
-    if name == "time":
-        if isinstance(value, datetime):
-            return "timestamp[us]" if value.tzinfo is None else "timestamp[us, tz=UTC]"
-        if isinstance(value, (float, int, np.floating, np.integer)) and type(value) is not bool and isfinite(value):
-            return "double"
-        raise GalleryError(f"time: row {row} must be seconds, a datetime or None, not {value!r}")
-    if isinstance(value, (int, np.integer)) and type(value) is not bool:
-        return "int64"
-    if isinstance(value, str):
-        return "string"
-    raise GalleryError(f"{name}: row {row} must be a whole number, text or None, not {value!r}")
-
-
-def _sql(moment: datetime) -> str:
-    return f"timestamp '{moment.isoformat(timespec='microseconds')}'"
-
-
-def _among(ids: Iterable[int]) -> str:
-    listed = ",".join(str(number) for number in sorted(ids))
-    return f"_rowid IN ({listed})" if listed else "false"
-
-
-def _unit(features: PartFeatures) -> Float[Tensor, "n p d"]:
-    """Visible parts at exactly unit length (what is accepted may be 1 % off), the others as they are."""
-    values = features.features.detach().to("cpu", torch.float32)
-    length = values.norm(dim=-1, keepdim=True)
-    return values / torch.where(features.visibility.cpu()[..., None], length, 1.0)
-
-
-def _chosen(parts: Iterable[Part | str] | None, count: int) -> tuple[int, ...]:
-    """The indices of the parts to compare."""
-    if parts is None:
-        return tuple(range(count))
-    if count != len(PARTS):
-        raise GalleryError("parts: features of whole people have no parts to choose from")
-    if not (chosen := {_part(part) for part in ([parts] if isinstance(parts, str) else parts)}):
-        raise GalleryError("parts: name at least one part")
-    return tuple(sorted(chosen))
-
-
-def _part(named: Part | str) -> Part:
-    if isinstance(named, Part):
-        return named
-    name = re.sub(r"[ -]", "_", str(named).strip()).upper()
-    if name not in Part.__members__:
-        raise GalleryError(f"parts: {named!r} is unknown; choose from {', '.join(_LAYOUTS[0])}")
-    return Part[name]
-
-
-def _restricted(people: PartFeatures, chosen: tuple[int, ...]) -> PartFeatures:
-    if len(chosen) == people.features.shape[1]:
-        return people
-    columns = list(chosen)
-    return PartFeatures(people.features[:, columns], people.visibility[:, columns])
-
-
-def _ranked_distance(
-    query: PartFeatures, people: PartFeatures, metric: Metric, visibility: Visibility
-) -> Float[Tensor, "q m"]:
-    """`part_distance`, infinite for those who are not ranked."""
-    distance = part_distance(query, people, metric, visibility)
-    if visibility == "authors":
-        distance[common_part_count(query.visibility, people.visibility) == 0] = torch.inf
-    return distance
-
-
-def _compared(visibility: Visibility, mine: bool, theirs: bool) -> bool:
-    return {"common": mine and theirs, "authors": mine and theirs, "query": mine, "ignore": True}[visibility]
-
-
-def _merged(blocks: Iterable[_Block]) -> Iterator[_Block]:
-    """Small blocks put together: a gallery that grew one by one is not scored one by one."""
-    waiting: list[_Block] = []
-    for block in blocks:
-        if waiting and sum(len(each.ids) for each in waiting) + len(block.ids) > ROWS_AT_ONCE:
-            yield _together(waiting)
-            waiting = []
-        waiting.append(block)
-    if waiting:
-        yield _together(waiting)
-
-
-def _together(blocks: list[_Block]) -> _Block:
-    if len(blocks) == 1:
-        return blocks[0]
-    ids = np.concatenate([block.ids for block in blocks])
-    return _Block(ids, PartFeatures.concatenate([block.people for block in blocks]))
