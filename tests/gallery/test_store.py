@@ -158,9 +158,9 @@ def test_chosen_parts_alone_decide(gallery: Gallery) -> None:
     same_head.features[0, 0] = same_legs.features[0, 2] = torch.eye(8)[0]
     gallery.add(PartFeatures.concatenate([same_head, same_legs]), ["head.jpg", "legs.jpg"])
     query = one(*PARTS)
-    for parts, nearest in (([Part.HEAD], "head.jpg"), (["upper_legs"], "legs.jpg"), (["Upper legs"], "legs.jpg")):
+    for parts, expected in (([Part.HEAD], "head.jpg"), (["upper_legs"], "legs.jpg"), (["Upper legs"], "legs.jpg")):
         found = gallery.search(query, parts=parts)[0]
-        assert found[0].path == nearest
+        assert found[0].path == expected
         assert found[0].distance == pytest.approx(0, abs=1e-6)
         assert found[1].distance == pytest.approx(2**0.5, abs=1e-3)
         assert len(found[0].parts) == 1
