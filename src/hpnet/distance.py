@@ -6,7 +6,6 @@ of distances. Loss, protocols and search all measure here, so that they mean the
 
 from __future__ import annotations
 
-from itertools import product
 from typing import Final, Literal, get_args
 
 import torch
@@ -58,16 +57,16 @@ def part_distance(
     parts = query.features.shape[1]
     exact = torch.promote_types(query.features.dtype, gallery.features.dtype) == torch.float64
     dtype = torch.float64 if exact else torch.float32
-    # One contiguous matrix per part is what the matrix product reads fastest.
-    queries, people = (
-        [side.features[:, part].to(dtype).contiguous() for part in range(parts)] for side in (query, gallery)
-    )
+    # One contiguous matrix per part is what the matrix product reads fastest; people are converted while in cache.
+    queries = [query.features[:, part].to(dtype).contiguous() for part in range(parts)]
     shows = (query.visibility.to(dtype), gallery.visibility.to(dtype))
     result = torch.empty(len(query), len(gallery), dtype=dtype, device=query.features.device)
     with torch.no_grad():
-        for rows, columns in product(_slices(len(query), TILE[0]), _slices(len(gallery), TILE[1])):
-            pairs = [(mine[rows], theirs[columns]) for mine, theirs in zip(queries, people, strict=True)]
-            _score_tile(pairs, (shows[0][rows], shows[1][columns]), metric, visibility, result[rows, columns])
+        for columns in _slices(len(gallery), TILE[1]):
+            people = [gallery.features[columns, part].to(dtype).contiguous() for part in range(parts)]
+            for rows in _slices(len(query), TILE[0]):
+                pairs = [(mine[rows], theirs) for mine, theirs in zip(queries, people, strict=True)]
+                _score_tile(pairs, (shows[0][rows], shows[1][columns]), metric, visibility, result[rows, columns])
     return result
 
 
