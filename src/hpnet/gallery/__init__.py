@@ -1,9 +1,27 @@
 """People kept on disk, and found again by the parts both photos show.
 
-`store` keeps them, `columns` says how they lie, `nearest` finds.
+`store` is the gallery, `folder` where it lies, `columns` says how people lie, `commits` how a change gets on disk,
+`listing` who is in it, `versions` what happened to it. `nearest` finds; `prepared` holds people in memory so that few
+have to be looked at closely, for `bounds` says of the others how far they are at least.
 """
 
-from hpnet.gallery.columns import GalleryError, Moment, Value
-from hpnet.gallery.store import FORMAT, MEMORY, Gallery, Match
+from hpnet.gallery.columns import Attribute, GalleryError, Moment, Value
+from hpnet.gallery.folder import FORMAT
+from hpnet.gallery.listing import Entry
+from hpnet.gallery.store import MEMORY, Apart, Gallery, Match
+from hpnet.gallery.versions import Compaction, Version
 
-__all__ = ["FORMAT", "MEMORY", "Gallery", "GalleryError", "Match", "Moment", "Value"]
+__all__ = [
+    "FORMAT",
+    "MEMORY",
+    "Apart",
+    "Attribute",
+    "Compaction",
+    "Entry",
+    "Gallery",
+    "GalleryError",
+    "Match",
+    "Moment",
+    "Value",
+    "Version",
+]

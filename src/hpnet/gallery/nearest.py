@@ -17,7 +17,7 @@ from hpnet.distance import Metric, Visibility, common_part_count, part_distance
 from hpnet.gallery.columns import LAYOUTS, GalleryError
 from hpnet.parts import PARTS, Part, PartFeatures
 
-ROWS_AT_ONCE: Final = 16_384  # people read and scored at a time: 32 MB of 4 x 256 float16,
+ROWS_AT_ONCE: Final = 32_768  # people read and scored at a time: 64 MB of 4 x 256 float16
 
 
 class Block(NamedTuple):
@@ -45,17 +45,28 @@ class Nearest:
         rows = np.concatenate([self.row, row.numpy()])
         numbers = np.concatenate([self.id, ids[column.numpy()]])
         distances = np.concatenate([self.distance, distance[row, column].numpy()])
-        order = np.lexsort((numbers, distances, rows))
-        sorted_rows = rows[order]
-        rank = np.arange(len(order)) - np.searchsorted(sorted_rows, sorted_rows)
-        kept = order[rank < self.k]
+        kept = first_of_each(self.k, rows, (numbers, distances))
         self.row, self.id, self.distance = rows[kept], numbers[kept], distances[kept]
+
+    def farthest(self, count: int) -> Float[Tensor, " q"]:
+        """The k-th distance of each of `count` queries, infinite as long as there are fewer."""
+        ends = np.searchsorted(self.row, np.arange(count + 1))
+        last = np.where(np.diff(ends) < self.k, -1, ends[:-1] + self.k - 1)
+        return torch.from_numpy(np.append(self.distance, np.float32(np.inf))[last])
 
     def rows(self, count: int) -> list[list[tuple[int, float]]]:
         """(id, distance) of the nearest, for each of `count` queries."""
         ends = np.searchsorted(self.row, np.arange(count + 1)).tolist()
         pairs = list(zip(self.id.tolist(), self.distance.tolist(), strict=True))
         return [pairs[start:end] for start, end in pairwise(ends)]
+
+
+def first_of_each(k: int, rows: NDArray[np.int64], keys: tuple[NDArray[np.generic], ...]) -> NDArray[np.intp]:
+    """Where the first k entries of each row are, by the last key, then by the one before; row after row."""
+    order = np.lexsort((*keys, rows))
+    sorted_rows = rows[order]
+    rank = np.arange(len(order)) - np.searchsorted(sorted_rows, sorted_rows)
+    return order[rank < k]
 
 
 def at_unit_length(features: PartFeatures) -> Float[Tensor, "n p d"]:
@@ -126,3 +137,17 @@ def together(blocks: list[Block]) -> Block:
         return blocks[0]
     ids = np.concatenate([block.ids for block in blocks])
     return Block(ids, PartFeatures.concatenate([block.people for block in blocks]))
+
+
+def among_these(block: Block, ids: NDArray[np.int64]) -> Block:
+    """Those of a block who have these ids."""
+    rows = np.flatnonzero(np.isin(block.ids, ids))
+    return Block(block.ids[rows], block.people[torch.from_numpy(rows)])
+
+
+def without(block: Block, ids: NDArray[np.int64]) -> Block:
+    """The others of a block."""
+    stays = ~np.isin(block.ids, ids)
+    if stays.all():
+        return block
+    return Block(block.ids[stays], block.people[torch.from_numpy(np.flatnonzero(stays))])

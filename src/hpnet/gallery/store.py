@@ -7,17 +7,11 @@ when the writer is killed; a reader sees the last commit. No picture is kept, on
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
-import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import torch
@@ -26,19 +20,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpnet.distance import Metric, Visibility
+from hpnet.gallery import listing, versions
+from hpnet.gallery.bounds import Question
 from hpnet.gallery.columns import (
     ATTRIBUTES,
     LAYOUTS,
+    THUMBNAIL,
+    Attribute,
     GalleryError,
     Moment,
     Value,
     among,
-    new_fields,
+    attribute_columns,
+    fitted_to,
+    free_attributes,
     part_columns,
+    person_columns,
     sql_moment,
     stored_shape,
+    thumbnail_column,
     typed_column,
 )
+from hpnet.gallery.commits import Result, alone, append, explained, in_use, retried
+from hpnet.gallery.folder import fingerprint_of, make_folder, open_folder
 from hpnet.gallery.nearest import (
     ROWS_AT_ONCE,
     Block,
@@ -47,21 +51,19 @@ from hpnet.gallery.nearest import (
     chosen_parts,
     is_compared,
     merged,
-    ranked_distance,
     restricted,
     together,
+    without,
 )
+from hpnet.gallery.prepared import Held, nearest_among
 from hpnet.parts import PARTS, Part, PartFeatures
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from lance import LanceDataset, LanceFragment
 
-Result = TypeVar("Result")
-FORMAT: Final = 1
 MEMORY: Final = 2 << 30  # bytes of features a gallery keeps in memory unless told otherwise
 QUERIES_AT_ONCE: Final = 512  # 32 MB of distances
-_COMMIT_ATTEMPTS: Final = 60
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Match:
         distance: to the query, at least 0.
         parts: the parts that were compared.
         identity, camera, time: as they were given (a time with a zone comes back in UTC); None if unknown.
+        attributes: the user's own, by name; those that are unknown of this person are left out.
     """
 
     id: int
@@ -83,10 +86,19 @@ class Match:
     identity: Value | None
     camera: Value | None
     time: Moment | None
+    attributes: Mapping[str, Attribute] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Apart:
+    """The people whom a query cannot be compared with: how many, and the first of them, by id."""
+
+    count: int
+    people: list[listing.Entry]
 
 
 class Gallery:
-    """People on disk: add, remove, expire, search. Made by `Gallery.create` or `Gallery.open`.
+    """People on disk: add, remove, expire, list, search. Made by `Gallery.create` or `Gallery.open`.
 
     Ids are Lance's stable row ids: handed out by the commit itself, so that several processes adding at once never get
     the same one and none is used twice, counted from 0 in the order of commits, and unchanged by removal and
@@ -97,12 +109,13 @@ class Gallery:
         fingerprint: of the weights whose features are in it.
     """
 
-    def __init__(self, dataset: LanceDataset, path: Path, memory: int) -> None:
+    def __init__(self, dataset: LanceDataset, path: Path, memory: int, version: int | None = None) -> None:
         self.path = path
+        self._version = version
         self.fingerprint = dataset.schema.metadata[b"hpnet.weights"].decode()
         self._dataset = dataset
         self._memory = memory
-        self._held: dict[tuple[object, ...], list[Block]] = {}
+        self._held, self._read = Held(), dict[tuple[object, ...], NDArray[np.int64]]()
 
     @classmethod
     def create(
@@ -124,62 +137,34 @@ class Gallery:
         Raises:
             GalleryError: something lies at `path` already, or `weights` is a path that does not exist.
         """
-        import pyarrow as pa
-
-        path = Path(path)
         if dtype not in ("float16", "float32"):
             raise GalleryError(f"dtype must be float16 or float32, not {dtype!r}")
-        about = {"hpnet.format": str(FORMAT), "hpnet.weights": _fingerprint(weights), "hpnet.dtype": dtype}
-        fields = [pa.field("path", pa.string()), pa.field("added", pa.timestamp("us", "UTC"))]
-        empty = pa.schema(fields, metadata=about).empty_table()
-        # Made beside, then renamed, which fails on a folder with anything in it, also if another process was faster.
-        beside = path.resolve().with_name(f".{path.resolve().name}.{os.getpid()}")
-        try:
-            with _explained(path):
-                beside.parent.mkdir(parents=True, exist_ok=True)
-                _lance().write_dataset(empty, beside, mode="overwrite", enable_stable_row_ids=True)
-            beside.rename(path)
-        except OSError as error:
-            reason = (
-                "already exists and is not empty; open it, or choose another path" if path.exists() else error.strerror
-            )
-            raise GalleryError(f"{path}: {reason}") from error
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+        make_folder(Path(path), fingerprint_of(weights), dtype)
         return cls.open(path, memory=memory)
 
     @classmethod
-    def open(cls, path: str | Path, weights: str | Path | None = None, *, memory: int = MEMORY) -> Gallery:
+    def open(
+        cls, path: str | Path, weights: str | Path | None = None, *, memory: int = MEMORY, version: int | None = None
+    ) -> Gallery:
         """Open a gallery.
 
         Args:
             path: its folder.
             weights: if given, must be the weights the gallery was made for: fingerprint or file, as in `create`.
             memory: as in `create`.
+            version: an older state, as `history` numbers them, for reading only; the newest by default.
 
         Raises:
-            GalleryError: nothing there, not a gallery, made by a newer hpnet, damaged, or made for other weights.
+            GalleryError: nothing there, not a gallery, made by a newer hpnet, damaged, made for other weights, or the
+                version is not there (any more).
         """
         path = Path(path)
-        if not path.exists():
-            raise GalleryError(f"{path}: no such gallery")
-        if not (path / "_versions").is_dir():
-            raise GalleryError(f"{path}: not a gallery (no Lance data set in it)")
-        with _explained(path):
-            dataset = _lance().dataset(path)
-        about = dataset.schema.metadata or {}
-        if not {b"hpnet.format", b"hpnet.weights", b"hpnet.dtype"} <= about.keys():
-            raise GalleryError(f"{path}: a Lance data set, but not a gallery of hpnet")
-        if int(about[b"hpnet.format"]) > FORMAT:
-            newer = about[b"hpnet.format"].decode()
-            raise GalleryError(f"{path}: has format {newer}, this hpnet reads up to {FORMAT}; update hpnet")
-        gallery = cls(dataset, path, memory)
+        gallery = cls(open_folder(path, version), path, memory, version)
         gallery._check_weights(weights)
         return gallery
 
     def __len__(self) -> int:
-        with _explained(self.path):
-            return int(self._latest().count_rows())
+        return self.count()
 
     def __repr__(self) -> str:
         return f"Gallery({str(self.path)!r}, {len(self)} people, weights {self.fingerprint[:12]})"
@@ -192,6 +177,8 @@ class Gallery:
         times: Sequence[Moment | None] | None = None,
         identities: Sequence[Value | None] | None = None,
         *,
+        attributes: Mapping[str, Sequence[Attribute | None]] | None = None,
+        thumbnails: Sequence[bytes | None] | None = None,
         weights: str | Path | None = None,
     ) -> list[int]:
         """Add n people in one commit: when this returns they are on disk; if it fails or is killed, none is.
@@ -204,37 +191,53 @@ class Gallery:
             cameras: n whole numbers or n names; None where unknown.
             times: n seconds (of any clock) or n datetimes, all with a zone or all without; None where unknown.
             identities: as cameras.
+            attributes: by name n numbers, texts, yes-or-no values or datetimes each; None where unknown. Filters ask
+                for them by name, matches carry them.
+            thumbnails: n small pictures, the bytes of JPEG files; None where there is none. No picture is kept unless
+                given here.
             weights: if given, must be the gallery's: fingerprint or file.
 
         Returns:
             The n new ids, in order.
 
         Raises:
-            GalleryError: lengths, parts, dimensions, weights or the type of a value do not fit; or the disk refuses.
+            GalleryError: lengths, parts, dimensions, weights, the type of a value or the name of an attribute do not
+                fit; or the disk refuses.
         """
         self._check_weights(weights)
         if isinstance(paths, (str, Path)):
             raise GalleryError(f"paths must be a list, one path per person, not {str(paths)!r} alone")
-        attributes = zip(ATTRIBUTES, (identities, cameras, times), strict=True)
-        known: dict[str, Sequence[object]] = {name: values for name, values in attributes if values is not None}
-        for name, values in {"path": paths, **known}.items():
-            if len(values) != len(features):
+        known = dict(zip(ATTRIBUTES, (identities, cameras, times), strict=True))
+        own = {} if attributes is None else dict(attributes)
+        for name, values in {"path": paths, **known, **own, THUMBNAIL: thumbnails}.items():
+            if values is not None and len(values) != len(features):
                 raise GalleryError(f"{name}: {len(values)} given for {len(features)} people")
         if not len(features):
             return []
-        columns = {name: typed_column(name, values) for name, values in known.items()}
-        people = self._prepared(features, paths, {name: kept for name, kept in columns.items() if kept is not None})
-        return self._commit(people, tuple(features.features.shape[1:]))
+        columns = {name: typed_column(name, values) for name, values in known.items() if values is not None}
+        columns |= attribute_columns(own)
+        columns |= {} if thumbnails is None else {THUMBNAIL: thumbnail_column(thumbnails)}
+        return self._commit(features, paths, {name: column for name, column in columns.items() if column is not None})
 
-    def remove(self, ids: Iterable[int]) -> int:
+    def remove(self, ids: Iterable[int] | None = None, *, filter: str | None = None) -> int:  # noqa: A002
         """Remove people in one commit.
+
+        They are not found any more; their features stay on disk, in older versions, until `compact`.
 
         Args:
             ids: as `add` and `search` give them. Ids that are not (or no longer) in the gallery are ignored.
+            filter: instead of ids, a condition as in `search`; everybody it is true of is removed.
 
         Returns:
             How many were removed.
+
+        Raises:
+            GalleryError: the filter is wrong; or ids and a filter are given, or neither.
         """
+        if (ids is None) == (filter is None):
+            raise GalleryError("remove: give either ids or a filter")
+        if ids is None:
+            return self._delete(filter or "", filter)
         listed = {int(number) for number in ids if number >= 0}
         return self._delete(among(listed)) if listed else 0
 
@@ -244,24 +247,124 @@ class Gallery:
         A person without a time counts by the moment of being added, so that nobody stays for ever.
 
         Args:
-            before: Unix seconds or a datetime (without a zone: local time). If the times in this gallery are seconds
-                of another clock, seconds of that clock.
+            before: seconds, or a datetime (without a zone: local time). In a gallery whose times are seconds of
+                another clock, seconds of that clock.
 
         Returns:
             How many were removed.
         """
-        aware = before.astimezone(UTC) if isinstance(before, datetime) else datetime.fromtimestamp(before, UTC)
+        return self._delete(self.seen_before(before))
+
+    def seen_before(self, moment: Moment) -> str:
+        """The condition by which `expire` removes, as a filter: to count or list them first."""
+        aware = moment.astimezone(UTC) if isinstance(moment, datetime) else datetime.fromtimestamp(moment, UTC)
         unknown = f"added < {sql_moment(aware)}"
         schema = self._latest().schema
         if "time" not in schema.names:
-            return self._delete(unknown)
-        kind = str(schema.field("time").type)
+            return unknown
         limit = {
-            "double": repr(before.timestamp() if isinstance(before, datetime) else float(before)),
+            "double": repr(moment.timestamp() if isinstance(moment, datetime) else float(moment)),
             "timestamp[us, tz=UTC]": sql_moment(aware),
             "timestamp[us]": sql_moment(aware.astimezone().replace(tzinfo=None)),
-        }[kind]
-        return self._delete(f"time < {limit} OR (time IS NULL AND {unknown})")
+        }[str(schema.field("time").type)]
+        return f"time < {limit} OR (time IS NULL AND {unknown})"
+
+    def entries(
+        self,
+        filter: str | None = None,  # noqa: A002  (as in search)
+        limit: int = 20,
+        *,
+        newest: bool = False,
+        after: int | None = None,
+    ) -> list[listing.Entry]:
+        """People page by page, without their features, in the order in which they were added.
+
+        Args:
+            filter: a condition as in `search`.
+            limit: people on a page.
+            newest: the last added first.
+            after: the id of the last person of the page before.
+
+        Raises:
+            GalleryError: the filter is wrong.
+            ValueError: limit is below 1.
+        """
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1, not {limit}")
+        with in_use(self.path), explained(self.path, filter):
+            return listing.entries(self._latest(), filter, limit, newest, after)
+
+    def count(self, filter: str | None = None) -> int:  # noqa: A002  (as in search)
+        """How many people there are, or how many the filter is true of."""
+        with in_use(self.path), explained(self.path, filter):
+            return int(self._latest().count_rows(filter))
+
+    def counts(self, by: str, filter: str | None = None) -> dict[Attribute | None, int]:  # noqa: A002  (as in search)
+        """How many people there are of each kind.
+
+        Args:
+            by: camera, identity, time, an attribute's name; or "part", which counts who shows each part.
+            filter: a condition as in `search`.
+
+        Returns:
+            The largest first; parts in their order, by the names that filters use. None counts those of whom it is
+            unknown.
+
+        Raises:
+            GalleryError: the filter is wrong, or there is no such attribute.
+        """
+        with in_use(self.path), explained(self.path, filter):
+            return listing.counts(self._latest(), by, filter)
+
+    def thumbnails(self, ids: Sequence[int]) -> list[bytes | None]:
+        """The small pictures of people, in the order asked for; None where none was given.
+
+        Raises:
+            GalleryError: an id is not in the gallery.
+        """
+        with in_use(self.path), explained(self.path):
+            snapshot = self._latest()
+            kept = [name for name in (THUMBNAIL,) if name in snapshot.schema.names]
+            table = snapshot.to_table(columns=kept, filter=among(ids), with_row_id=True)
+        found = {row["_rowid"]: row.get(THUMBNAIL) for row in table.to_pylist()}
+        self._check_present(ids, found)
+        return [found[number] for number in ids]
+
+    def compact(self, keep: timedelta = timedelta(0)) -> versions.Compaction:
+        """Tidy up: few large files, without those who were removed, and nothing of older versions.
+
+        Ids stay. After this the features of people who were removed are in no file of the gallery, unless `keep` says
+        so; what killed writers left is deleted too. Others may write and search meanwhile; they wait for a moment
+        while files are deleted.
+
+        Args:
+            keep: the age up to which older versions stay, and with them who was removed since.
+
+        Raises:
+            GalleryError: other processes use the gallery without a pause; or the disk refuses.
+        """
+        before = versions.bytes_in(self.path)
+        # Older versions go first too: on a full disk that makes the room to write in.
+        deleted, certain = self._delete_older(keep)
+        self._changed(lambda: versions.rewrite(self._latest()))
+        deleted += self._delete_older(keep)[0]
+        return versions.Compaction(before, versions.bytes_in(self.path), deleted, not certain)
+
+    def history(self, limit: int | None = None) -> list[versions.Version]:
+        """What happened to the gallery, as far as `compact` kept it; newest first, at most `limit`."""
+        with in_use(self.path), explained(self.path):
+            return versions.history(self._latest(), limit)
+
+    def restore(self, version: int) -> None:
+        """Make an older version the newest, in one commit: who was removed since is back, who was added is gone.
+
+        Ids given since are not given again, and the versions between stay in the history.
+
+        Raises:
+            GalleryError: the version is not there (any more).
+        """
+        older = open_folder(self.path, version)
+        self._changed(older.restore)
 
     def search(
         self,
@@ -296,19 +399,53 @@ class Gallery:
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
-        snapshot = self._latest()
-        query = PartFeatures(at_unit_length(features), features.visibility.cpu())
-        chosen = chosen_parts(parts, query.features.shape[1])
-        self._check_shape(snapshot, tuple(query.features.shape[1:]))
-        query = restricted(query, chosen)
-        groups = [slice(start, start + QUERIES_AT_ONCE) for start in range(0, len(query), QUERIES_AT_ONCE)]
-        nearest = [Nearest(k) for _ in groups]
-        for ids, people in self._blocks(snapshot, filter):
-            shown = restricted(people, chosen)
-            for group, best in zip(groups, nearest, strict=True):
-                best.offer(ids, ranked_distance(query[group], shown, metric, visibility))
-        found = [row for group, best in zip(groups, nearest, strict=True) for row in best.rows(len(query[group]))]
-        return self._matches(snapshot, found, query.visibility, chosen, visibility)
+        with in_use(self.path):
+            snapshot = self._latest()
+            query = PartFeatures(at_unit_length(features), features.visibility.cpu())
+            chosen = chosen_parts(parts, query.features.shape[1])
+            self._check_shape(snapshot, tuple(query.features.shape[1:]))
+            query = restricted(query, chosen)
+            groups = [query[start : start + QUERIES_AT_ONCE] for start in range(0, len(query), QUERIES_AT_ONCE)]
+            questions = [Question(group, chosen, k, metric, visibility) for group in groups]
+            answers = zip(groups, self._nearest(snapshot, questions, filter), strict=True)
+            found = [row for group, best in answers for row in best.rows(len(group))]
+            return self._matches(snapshot, found, query.visibility, chosen, visibility)
+
+    def apart(
+        self,
+        features: PartFeatures,
+        parts: Iterable[Part | str] | None = None,
+        filter: str | None = None,  # noqa: A002
+        limit: int = 100,
+    ) -> list[Apart]:
+        """List who cannot be compared: people who show none of the parts that a query shows.
+
+        They are those whom `search` leaves out, unless its `visibility` is `"query"` or `"ignore"`.
+
+        Args:
+            features: of q queries.
+            parts: as in `search`.
+            filter: as in `search`.
+            limit: people listed per query at most; all are counted.
+
+        Raises:
+            GalleryError: as in `search`.
+        """
+        with in_use(self.path):
+            snapshot = self._latest()
+            chosen = chosen_parts(parts, features.features.shape[1])
+            self._check_shape(snapshot, tuple(features.features.shape[1:]))
+            names = part_columns(snapshot.schema)
+            patterns = [tuple(row) for row in restricted(features, chosen).visibility.tolist()]
+            known: dict[tuple[bool, ...], Apart] = {}
+            for pattern in set(patterns) if names else ():
+                hidden = [f"NOT {names[part]}" for part, shows in zip(chosen, pattern, strict=True) if shows]
+                condition = " AND ".join(hidden if filter is None else [*hidden, f"({filter})"]) or None
+                with explained(self.path, filter):
+                    count = snapshot.count_rows(condition)
+                    people = listing.entries(snapshot, condition, limit, False, None) if count else []
+                known[pattern] = Apart(count, people)
+        return [known.get(pattern, Apart(0, [])) for pattern in patterns]
 
     def fetch(self, ids: Sequence[int]) -> PartFeatures:
         """The stored features of people, float32, in the order asked for.
@@ -319,23 +456,33 @@ class Gallery:
         Raises:
             GalleryError: an id is not in the gallery.
         """
-        snapshot = self._latest()
-        if stored_shape(snapshot.schema) is None:
-            raise GalleryError(f"{self.path}: is empty")
-        found = list(self._scanned(snapshot, among(ids)))
+        with in_use(self.path):
+            snapshot = self._latest()
+            if stored_shape(snapshot.schema) is None:
+                raise GalleryError(f"{self.path}: is empty")
+            found = list(self._scanned(snapshot, among(ids)))
         place = {number: row for row, number in enumerate(number for block in found for number in block.ids.tolist())}
-        if missing := [number for number in ids if number not in place]:
-            raise GalleryError(f"{self.path}: has no person with id {missing[0]}")
+        self._check_present(ids, place)
         return together(found).people[[place[number] for number in ids]].to(torch.float32)
 
     def _latest(self) -> LanceDataset:
         """The last commit, as a value of its own: what others commit meanwhile does not change it."""
-        with _explained(self.path):
+        if self._version is not None:
+            return self._dataset
+        with explained(self.path):
             self._dataset = snapshot = self._dataset.checkout_version(self._dataset.latest_version)
         return snapshot
 
+    def _check_writable(self) -> None:
+        if self._version is not None:
+            raise GalleryError(f"{self.path}: version {self._version} is open for reading only")
+
+    def _check_present(self, ids: Sequence[int], found: Mapping[int, object]) -> None:
+        if missing := [number for number in ids if number not in found]:
+            raise GalleryError(f"{self.path}: has no person with id {missing[0]}")
+
     def _check_weights(self, weights: str | Path | None) -> None:
-        if weights is not None and (given := _fingerprint(weights)) != self.fingerprint:
+        if weights is not None and (given := fingerprint_of(weights)) != self.fingerprint:
             raise GalleryError(
                 f"{self.path}: holds features of the weights {self.fingerprint[:16]}, not of {given[:16]}; "
                 "features of different weights cannot be compared"
@@ -347,101 +494,83 @@ class Gallery:
         if (kept := stored_shape(snapshot.schema)) not in (None, given):
             raise GalleryError(f"{self.path}: holds features of (parts, dimensions) {kept}, not {given}")
 
-    def _prepared(
+    def _commit(
         self, features: PartFeatures, paths: Sequence[str | Path], columns: Mapping[str, pa.Array]
-    ) -> pa.Table:
-        """What will stand on disk."""
+    ) -> list[int]:
+        """Append people, after making the columns that are new."""
         import pyarrow as pa
 
-        about = self._dataset.schema.metadata
-        values = at_unit_length(features).to(torch.float16 if about[b"hpnet.dtype"] == b"float16" else torch.float32)
-        if not bool(values.isfinite().all()):
-            raise GalleryError("features: a part that is not visible holds values beyond float16; set it to zero")
-        count, parts, dimensions = values.shape
-        names = next((names for names in LAYOUTS if len(names) == parts), ())
-        shown = zip(names, features.visibility.cpu().numpy().T, strict=bool(names))
-        try:
-            where = pa.array([str(path) for path in paths], pa.string())
-        except UnicodeEncodeError as error:
-            raise GalleryError(f"paths: {error.object!r} is not valid text; rename the file") from error
-        flat = pa.array(values.contiguous().numpy().reshape(-1))
-        table = {
-            "path": where,
-            "added": pa.array([datetime.now(UTC)] * count, pa.timestamp("us", "UTC")),
-            "features": pa.FixedSizeListArray.from_arrays(flat, parts * dimensions),
-        }
-        return pa.table(table | {name: pa.array(column) for name, column in shown} | dict(columns))
-
-    def _commit(self, people: pa.Table, shape: tuple[int, ...]) -> list[int]:
-        """Append people, after making the columns that are new."""
+        half = self._dataset.schema.metadata[b"hpnet.dtype"] == b"float16"
+        unit = PartFeatures(at_unit_length(features), features.visibility.cpu())
+        people = pa.table({**person_columns(unit, paths, half=half), **columns})
+        shape = tuple(features.features.shape[1:])
 
         def change() -> list[int]:
             snapshot = self._latest()
             self._check_shape(snapshot, shape)
-            if missing := new_fields(self.path, snapshot.schema, people.schema):
+            fitted = fitted_to(self.path, snapshot.schema, people)
+            if missing := [field for field in fitted.schema if field.name not in snapshot.schema.names]:
                 snapshot.add_columns(missing)
                 snapshot = self._latest()
-            return self._append(snapshot, people)
+            return append(snapshot, fitted)
 
-        return self._retried(change)
+        return self._changed(change)
 
-    def _retried(self, change: Callable[[], Result]) -> Result:
-        """The change; begun anew when another process committed in between what does not go together with it."""
-        for attempt in range(_COMMIT_ATTEMPTS):
-            try:
-                with _explained(self.path):
-                    return change()
-            except _CollisionError:
-                time.sleep(0.01 * (1 + (os.getpid() + attempt) % 7))  # those who collided must not do so again
-        raise GalleryError(f"{self.path}: other processes write all the time; nothing was changed, try again")
+    def _changed(self, change: Callable[[], Result], condition: str | None = None) -> Result:
+        self._check_writable()
+        return retried(self.path, change, condition)
 
-    def _append(self, snapshot: LanceDataset, people: pa.Table) -> list[int]:
-        from lance import LanceDataset, LanceOperation
-        from lance.fragment import write_fragments
+    def _delete_older(self, keep: timedelta) -> tuple[int, bool]:
+        self._check_writable()
+        with alone(self.path) as certain, explained(self.path):
+            return versions.delete_older(self._latest(), keep, leftovers=certain), certain
 
-        written = write_fragments(people, snapshot, mode="append")
-        files = {file.path for fragment in written for file in fragment.files}
-        committed = LanceDataset.commit(snapshot, LanceOperation.Append(written), read_version=snapshot.version)
-        # The commit hands out the ids; the names of the files say which rows of all are ours.
-        ours = [piece for piece in committed.get_fragments() if files & {file.path for file in piece.data_files()}]
-        rows = committed.scanner(columns=[], fragments=ours, with_row_id=True, scan_in_order=True).to_table()
-        return [int(number) for number in rows["_rowid"].to_pylist()]
+    def _delete(self, condition: str, written: str | None = None) -> int:
+        def change() -> int:
+            snapshot = self._latest()
+            if not snapshot.count_rows(condition):
+                return 0  # Lance would commit a version in which nothing happened
+            return int(snapshot.delete(condition)["num_deleted_rows"])
 
-    def _delete(self, condition: str) -> int:
-        return self._retried(lambda: int(self._latest().delete(condition)["num_deleted_rows"]))
+        return self._changed(change, written)
 
-    def _blocks(self, snapshot: LanceDataset, condition: str | None) -> Iterator[Block]:
-        """Everybody who is searched, some thousands at a time: from memory if the gallery fits, else from disk."""
+    def _nearest(
+        self, snapshot: LanceDataset, questions: Sequence[Question], condition: str | None
+    ) -> Sequence[Nearest]:
+        """From memory if the gallery fits, else from disk, some thousand people at a time."""
         if (shape := stored_shape(snapshot.schema)) is None:
-            return
+            return nearest_among([], questions)
         width = snapshot.schema.field("features").type.value_type.bit_width // 8
         if snapshot.count_rows() * shape[0] * shape[1] * width > self._memory:
-            self._held = {}
-            yield from self._scanned(snapshot, condition)
-            return
+            self._held, self._read = Held(), {}
+            return nearest_among(merged(self._scanned(snapshot, condition)), questions)
         allowed = None if condition is None else self._ids(snapshot, condition)
-        for block in merged(self._loaded(snapshot)):
-            if allowed is None:
-                yield block
-                continue
-            rows = np.flatnonzero(np.isin(block.ids, allowed))
-            yield Block(block.ids[rows], block.people[torch.from_numpy(rows)])
+        held = self._loaded(snapshot)
+        return [held.nearest(question, allowed) for question in questions]
 
-    def _loaded(self, snapshot: LanceDataset) -> list[Block]:
-        """Everybody, in memory; what changed since the last search is read anew, by Lance's unit of writing."""
+    def _loaded(self, snapshot: LanceDataset) -> Held:
+        """Everybody, in memory. Features of an id never change: only those of new ids are read."""
         fragments = {_state(fragment): fragment for fragment in snapshot.get_fragments()}
-        held = {state: blocks for state, blocks in self._held.items() if state in fragments}
-        self._held = held  # what is gone makes room before the new is read
-        for state in fragments.keys() - held.keys():
-            held[state] = list(self._scanned(snapshot, None, [fragments[state]]))
-        return [block for state in fragments for block in held[state]]
+        if fragments.keys() == self._read.keys():
+            return self._held
+        held, read = self._held, self._read
+        self._held, self._read = Held(), {}  # all is read anew if this is interrupted
+        new = {state: self._ids(snapshot, None, [piece]) for state, piece in fragments.items() if state not in read}
+        before = _joined([ids for state, ids in read.items() if state not in fragments])
+        held.remove(np.setdiff1d(before, _joined(new.values())))
+        for state, ids in new.items():
+            if not np.isin(ids, before).all():
+                for block in self._scanned(snapshot, None, [fragments[state]]):
+                    held.add(without(block, before))
+        self._held, self._read = held, {state: new[state] if state in new else read[state] for state in fragments}
+        return held
 
     def _scanned(
         self, snapshot: LanceDataset, condition: str | None, fragments: list[LanceFragment] | None = None
     ) -> Iterator[Block]:
         """The same from disk, in the order of the commits."""
         shape, names = stored_shape(snapshot.schema), part_columns(snapshot.schema)
-        with _explained(self.path, condition):
+        with explained(self.path, condition):
             scanner = snapshot.scanner(
                 columns=["features", *names],
                 filter=condition,
@@ -454,12 +583,17 @@ class Gallery:
             for batch in scanner.to_batches():
                 values = batch["features"].flatten().to_numpy().reshape(len(batch), *(shape or ()))
                 shown = np.stack([batch[name].to_numpy(zero_copy_only=False) for name in names], axis=1)
-                people = PartFeatures(torch.from_numpy(values.copy()), torch.from_numpy(shown))
+                # Each part's features lie together in memory: they are converted three times faster.
+                by_part = torch.from_numpy(values.transpose(1, 0, 2).copy(order="C"))
+                people = PartFeatures(by_part.transpose(0, 1), torch.from_numpy(shown))
                 yield Block(batch["_rowid"].to_numpy().astype(np.int64), people)
 
-    def _ids(self, snapshot: LanceDataset, condition: str) -> NDArray[np.int64]:
-        with _explained(self.path, condition):
-            table = snapshot.to_table(columns=[], filter=condition, with_row_id=True)
+    def _ids(
+        self, snapshot: LanceDataset, condition: str | None, fragments: list[LanceFragment] | None = None
+    ) -> NDArray[np.int64]:
+        with explained(self.path, condition):
+            scanner = snapshot.scanner(columns=[], filter=condition, fragments=fragments, with_row_id=True)
+            table = scanner.to_table()
         return np.asarray(table["_rowid"].to_numpy(), dtype=np.int64)
 
     def _matches(
@@ -473,9 +607,10 @@ class Gallery:
         """What is known of the people found."""
         names = part_columns(snapshot.schema)
         known = [name for name in ATTRIBUTES if name in snapshot.schema.names]
+        free = free_attributes(snapshot.schema)
         wanted = among({number for row in found for number, _ in row})
-        with _explained(self.path):
-            table = snapshot.to_table(columns=["path", *known, *names], filter=wanted, with_row_id=True)
+        with explained(self.path):
+            table = snapshot.to_table(columns=["path", *known, *names, *free], filter=wanted, with_row_id=True)
         people: dict[int, dict[str, Any]] = {row["_rowid"]: row for row in table.to_pylist()}
 
         def match(number: int, distance: float, shows: list[bool]) -> Match:
@@ -484,55 +619,20 @@ class Gallery:
             pairs = zip(chosen, shows, seen, strict=True)
             parts = [part for part, mine, theirs in pairs if is_compared(visibility, mine, theirs)]
             compared = PARTS if len(names) == 1 and parts else tuple(Part(part) for part in parts)
-            return Match(number, person["path"], distance, compared, *(person.get(name) for name in ATTRIBUTES))
+            own = {name: person[name] for name in free if person[name] is not None}
+            known_of = {name: person.get(name) for name in ATTRIBUTES}
+            return Match(number, person["path"], distance, compared, **known_of, attributes=own)
 
         rows = zip(found, query_shows.tolist(), strict=True)
         return [[match(number, distance, shows) for number, distance in row] for row, shows in rows]
 
 
-class _CollisionError(Exception):
-    """Another process committed something that this commit does not go together with."""
-
-
-def _lance() -> Any:
-    os.environ.setdefault("LANCE_LOG", "error")  # else it warns on the terminal, once per query
-    import lance
-
-    return lance
-
-
-@contextmanager
-def _explained(path: Path, condition: str | None = None) -> Iterator[None]:
-    """Turn what Lance raises into one line that names the gallery, or the filter that was wrong."""
-    try:
-        yield
-    except GalleryError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        if "commit conflict" in str(error).lower():
-            raise _CollisionError from error
-        # Lance ends with places in its own source; they help nobody here.
-        reason = re.sub(r",? ?/\S+\.rs:\d+:\d+", "", str(error)).replace("Invalid user input: ", "")
-        line = " ".join(reason.split()) or type(error).__name__
-        about = f"filter {condition!r}" if condition is not None and isinstance(error, ValueError) else str(path)
-        raise GalleryError(f"{about}: {line}") from error
-
-
-def _fingerprint(weights: str | Path) -> str:
-    """The text itself, or the sha256 of the file it names."""
-    if isinstance(weights, Path) and not weights.is_file():
-        raise GalleryError(f"{weights}: no such weights file")
-    if not str(weights):
-        raise GalleryError("weights: the fingerprint is empty")
-    try:
-        with Path(weights).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return str(weights)
+def _joined(ids: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.concatenate([np.empty(0, np.int64), *ids])
 
 
 def _state(fragment: LanceFragment) -> tuple[object, ...]:
-    """Changes when the fragment's features or who is in it do; removals only ever grow in number."""
+    """Changes when the fragment's features or who is in it do."""
     about = fragment.metadata
-    removed = about.deletion_file.num_deleted_rows if about.deletion_file else 0
+    removed = about.deletion_file.path(about.id) if about.deletion_file else ""
     return (about.id, removed, *(file.path for file in about.files))
