@@ -28,6 +28,11 @@ UNUSABLE = {
     "add": ["gone", "--gallery", "g"],
     "search": ["gone.jpg", "--gallery", "gone"],
     "compare": ["gone.jpg", "gone.jpg"],
+    "list": ["gone"],
+    "remove": ["gone", "--ids", "[1]"],
+    "expire": ["gone", "30d"],
+    "compact": ["gone"],
+    "history": ["gone"],
 }
 
 
@@ -46,13 +51,14 @@ def python(code: str) -> str:
 
 def test_the_designs_verbs_are_there() -> None:
     promised = {"demo", "synth", "doctor", "keypoints-to-parts", "teach", "label", "train", "evaluate", "embed"}
-    assert promised | {"add", "search", "compare"} <= set(VERBS)
+    assert promised | {"add", "search", "compare", "list", "remove", "expire", "compact", "history"} <= set(VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_is_a_documented_function(verb: str) -> None:
     function = function_of(verb)
-    assert function.__name__ == verb.replace("-", "_")
+    # A function called `list` would hide Python's own.
+    assert function.__name__ == {"list": "list_people"}.get(verb, verb.replace("-", "_"))
     told = inspect.getdoc(function)
     assert told
     parameters = inspect.signature(function).parameters
@@ -160,9 +166,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What a verb made for this test was called with."""
     seen: list[tuple[Any, ...]] = []
 
-    def probe(photo: Path, other: Path, *, k: int = 10, share: float = 0.5, json: bool = False) -> int:
+    def probe(photo: Path, other: Path, *, k: int = 10, part_share: float = 0.5, json: bool = False) -> int:
         """Do nothing."""
-        seen.append((photo, other, k, share, json))
+        seen.append((photo, other, k, part_share, json))
         return 7
 
     def open_ended(recipe: Path, *overrides: str, resume: bool = False, json: bool = False) -> int:
@@ -193,7 +199,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         (["--json", "true", "a", "b"], (Path("a"), Path("b"), 10, 0.5, True)),
         (["--json", "false", "a", "b"], (Path("a"), Path("b"), 10, 0.5, False)),
         (["--json=false", "a", "b"], (Path("a"), Path("b"), 10, 0.5, False)),
-        (["a", "b", "--json", "--share", "1"], (Path("a"), Path("b"), 10, 1.0, True)),
+        (["a", "b", "--json", "--part_share", "1"], (Path("a"), Path("b"), 10, 1.0, True)),
+        (["a", "b", "--part-share", "1"], (Path("a"), Path("b"), 10, 1.0, False)),
+        (["--part-share=1", "a-b", "b"], (Path("a-b"), Path("b"), 10, 1.0, False)),
         (["a", "b", "-k", "-3"], (Path("a"), Path("b"), -3, 0.5, False)),
         (["a b/Straße", "[x]*"], (Path("a b/Straße"), Path("[x]*"), 10, 0.5, False)),
     ],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from hpnet.data.photos import PhotoError, write_picture
 from hpnet.data.synthetic import draw
@@ -55,6 +56,21 @@ def test_a_photo_that_is_gone_leaves_a_gap(photos: list[Path], tmp_path: Path) -
     assert page.matches[1].photo is not None
     with pytest.raises(PhotoError, match="gone"):
         report_query(embedder(), tmp_path / "gone.png", answers, title="query")
+
+
+def test_a_view_of_footage_is_shown_as_the_photo_that_it_is(photos: list[Path], tmp_path: Path) -> None:
+    frame, network = tmp_path / "000001.png", embedder()
+    view = Image.open(photos[1]).convert("RGB")
+    wide = Image.new("RGB", (200, 150))
+    wide.paste(view, (20, 10))
+    wide.save(frame)
+    address = f"{frame}#xywh=20,10,{view.width},{view.height}"
+    page = report_query(network, photos[0], [Answer(Path(address), "seen", 0.5)], title="query")
+    expected = report_query(network, photos[0], [Answer(photos[1], "seen", 0.5)], title="query").matches[0]
+    assert page.matches[0].photo is not None
+    assert expected.photo is not None
+    assert torch.equal(page.matches[0].photo, expected.photo)
+    assert page.matches[0].part_distances == pytest.approx(expected.part_distances, abs=1e-5)
 
 
 def test_the_baseline_sees_the_whole(photos: list[Path]) -> None:

@@ -1,10 +1,12 @@
-"""add, search and compare, end to end with a small untrained network: a photo must at least find itself."""
+"""search and compare, end to end with a small untrained network: a photo must at least find itself."""
 
 from __future__ import annotations
 
 import csv
 import json
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +17,10 @@ from hpnet.data.synthetic import draw
 from hpnet.distance import part_distance
 from hpnet.embed import Embedder
 from hpnet.gallery import Gallery, GalleryError
+from hpnet.ingest import add
 from hpnet.model import HPNet, ModelConfig
-from hpnet.search import add, compare, search
+from hpnet.parts import PartFeatures
+from hpnet.search import compare, search
 from hpnet.visualize import contact_sheet
 
 SIZE = (64, 32)
@@ -78,14 +82,43 @@ def test_filter_and_parts_restrict_the_search(world: Path, tmp_path: Path, capsy
     assert all(match["parts"] == ["HEAD"] for match in answer["matches"])
 
 
-def test_bad_files_are_named_and_skipped(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    crops = tmp_path / "crops"
-    crops.mkdir()
-    (crops / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
-    (crops / "good.png").write_bytes((world / "photos" / "1_1.png").read_bytes())
-    assert add(crops, gallery=tmp_path / "g", weights=world / "w.safetensors") == 1
-    assert "torn.jpg" in capsys.readouterr().err
-    assert len(Gallery.open(tmp_path / "g")) == 1
+def test_json_tells_moments_and_attributes_as_text_and_numbers(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo, noon = world / "photos" / "1_1.png", datetime(2024, 5, 1, 12, tzinfo=UTC)
+    embedder = Embedder(world / "w.safetensors")
+    gallery = Gallery.create(tmp_path / "people", embedder.fingerprint)
+    gallery.add(embedder(photo), [photo], times=[noon], attributes={"seen": [noon], "speed": [1.5], "shop": ["north"]})
+    search(photo, gallery=gallery.path, weights=world / "w.safetensors", json=True)
+    [answer] = json.loads(capsys.readouterr().out)
+    assert answer["matches"][0]["time"] == noon.isoformat()
+    assert answer["matches"][0]["attributes"] == {"seen": noon.isoformat(), "speed": 1.5, "shop": "north"}
+    assert answer["apart"] == {"count": 0, "people": []}
+
+
+def test_who_cannot_be_compared_is_listed_apart(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo, embedder = world / "photos" / "1_1.png", Embedder(world / "w.safetensors")
+    hidden = PartFeatures(embedder(photo).features, torch.zeros(1, 4, dtype=torch.bool))
+    gallery = Gallery.create(tmp_path / "people", embedder.fingerprint)
+    gallery.add(embedder(photo), [photo], identities=["anna"])
+    for number in range(7):
+        gallery.add(hidden, [f"wall{number}.jpg"], identities=["bert"])
+
+    def printed(**options: Any) -> str:
+        assert search(photo, gallery=gallery.path, weights=world / "w.safetensors", **options) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    [answer] = json.loads(printed(json=True))
+    assert [match["identity"] for match in answer["matches"]] == ["anna"]
+    assert answer["apart"]["count"] == 7
+    assert answer["apart"]["people"][0] == {"id": 1, "path": "wall0.jpg", "identity": "bert"}
+    assert "in both: 7 (bert (wall0.jpg), bert (wall1.jpg), " in printed()
+    assert "in both: 7" in printed(visibility="authors", metric="cosine")
+    assert "in both" not in printed(visibility="ignore")
+    assert "in both" not in printed(filter="identity = 'anna'")
+    assert "nobody to compare with" in printed(filter="identity = 'carl'")
 
 
 def test_a_gallery_refuses_other_weights(world: Path, tmp_path: Path) -> None:

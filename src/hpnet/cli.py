@@ -28,9 +28,14 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "train": ("hpnet.training.train:train", "train a model by a recipe"),
     "evaluate": ("hpnet.evaluation.evaluate:evaluate", "judge weights by one of the field's protocols"),
     "embed": ("hpnet.embed:embed", "turn a folder of photos into features"),
-    "add": ("hpnet.search:add", "put photos into a gallery"),
+    "add": ("hpnet.ingest:add", "put people into a gallery: from photos, a CSV, or footage with boxes"),
+    "list": ("hpnet.upkeep:list_people", "who is in a gallery, page by page, or how many"),
     "search": ("hpnet.search:search", "ask a gallery who somebody is"),
     "compare": ("hpnet.search:compare", "are these two photos of the same person"),
+    "remove": ("hpnet.upkeep:remove", "remove people from a gallery, by id or by a condition"),
+    "expire": ("hpnet.upkeep:expire", "remove everybody last seen before a moment"),
+    "compact": ("hpnet.upkeep:compact", "tidy a gallery up; of those who were removed nothing stays"),
+    "history": ("hpnet.upkeep:history", "what happened to a gallery; bring an older version back"),
 }
 _FAILED: Final = 2
 _INTERRUPTED: Final = 130
@@ -110,7 +115,7 @@ def _short_flags(arguments: Sequence[str], parameters: Any) -> list[str]:
     """`--json` means `--json true`, and `-k` means `--k` where a parameter is called so."""
     flags = {f"--{name}" for name, each in parameters.items() if each.annotation in ("bool", bool)}
     short = {f"-{name}" for name in parameters if len(name) == 1}
-    written = [f"-{each}" if each in short else each for each in arguments]
+    written = [f"-{each}" if each in short else _underscored(each, parameters) for each in arguments]
     following = [*written, ""][1:]
     return [
         f"{each}=true" if each in flags and after not in ("true", "false") else each
@@ -118,9 +123,8 @@ def _short_flags(arguments: Sequence[str], parameters: Any) -> list[str]:
     ]
 
 
-def _full_name(argument: str, parameters: Any) -> str:
-    if len(argument) == 2 and argument[0] == "-" and argument[1:] in parameters:
-        return f"-{argument}"
+def _underscored(argument: str, parameters: Any) -> str:
+    """`--dry-run` means `--dry_run` where a parameter is called so."""
     option, equals, value = argument.partition("=")
     name = option.removeprefix("--").replace("-", "_")
     return f"--{name}{equals}{value}" if option.startswith("--") and name in parameters else argument

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hpnet.data.photos import PhotoError, read_photo
+from hpnet.data.footage import read_view
+from hpnet.data.photos import PhotoError
 from hpnet.embed import Embedder
 from hpnet.parts import PARTS, Part, PartFeatures
 from hpnet.visualize import ReportMatch, ReportQuery
@@ -24,7 +25,7 @@ class Answer:
     """One entry of a ranked list.
 
     Attributes:
-        path: its photo; a file that is gone is shown as missing.
+        path: its photo, or its address in footage (`read_view`); what is gone is shown as missing.
         title: who, or which file.
         distance: to the query.
         right: the same person, another, or None if not known.
@@ -44,11 +45,11 @@ def report_query(
     Raises:
         PhotoError: the query's file cannot be read.
     """
-    shown = [read_photo(path), *(_photo_or_none(answer.path) for answer in answers)]
+    shown = [read_view(path), *(_photo_or_none(answer.path) for answer in answers)]
     # One pass of the network for the whole list; a photo that is gone leaves a gap.
     present = [number for number, photo in enumerate(shown) if photo is not None]
     paths = [path, *(answer.path for answer in answers)]
-    features, maps = embedder.describe(torch.stack([read_photo(paths[n], embedder.model.config.size) for n in present]))
+    features, maps = embedder.describe(torch.stack([read_view(paths[n], embedder.model.config.size) for n in present]))
     seen = {number: (features[row], None if maps is None else maps[row]) for row, number in enumerate(present)}
     matches = [_match(seen[0][0], answer, shown[n], seen.get(n)) for n, answer in enumerate(answers, start=1)]
     assert shown[0] is not None
@@ -90,6 +91,6 @@ def _match(
 
 def _photo_or_none(path: Path) -> Tensor | None:
     try:
-        return read_photo(path)
+        return read_view(path)
     except PhotoError:
         return None

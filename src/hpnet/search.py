@@ -1,4 +1,4 @@
-"""The verbs of finding: put photos into a gallery, ask who somebody is, compare two photos.
+"""The verbs of finding: ask a gallery who somebody is, compare two photos.
 
 In: photos and a gallery's folder. Out: tables, JSON, or an HTML report.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json as json_format
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,52 +17,15 @@ from rich.table import Table
 
 from hpnet import weights as weights_file
 from hpnet.console import say, tell_skipped
-from hpnet.data.photos import Failure, find_photos
-from hpnet.data.reid import Person, read_folder, read_table
+from hpnet.data.photos import find_photos
 from hpnet.distance import Metric, Visibility, part_distance
 from hpnet.embed import Embedder
-from hpnet.gallery import Gallery, Match
+from hpnet.gallery import Apart, Entry, Gallery, Match
 from hpnet.parts import PARTS, Part
 from hpnet.report import Answer, part_distances, report_query, seen_parts
 from hpnet.visualize import ReportQuery, write_report
 
-_PHOTOS_AT_ONCE: Final = 4096  # added in one commit: little is lost when a long run is stopped
-
-
-def add(
-    photos: Path,
-    *,
-    gallery: Path,
-    weights: Path = Path("compact"),
-    batch_size: int = 32,
-    device: str | None = None,
-    json: bool = False,
-) -> int:
-    """Put photos of people into a gallery; it is made if it does not exist.
-
-    Args:
-        photos: a folder, searched with all below it; one photo; or a CSV with columns path, identity, camera.
-        gallery: the gallery's folder.
-        weights: weights file, or the name of bundled weights; a gallery holds features of one kind of weights only.
-        batch_size: photos that go through the network together.
-        device: cpu or cuda; a GPU is taken if there is one.
-        json: print what was done as JSON.
-    """
-    people = read_table(photos) if photos.suffix.lower() == ".csv" else read_folder(photos)
-    embedder = Embedder(weights, device=device, batch_size=batch_size)
-    store = (
-        Gallery.open(gallery, embedder.fingerprint)
-        if gallery.exists()
-        else Gallery.create(gallery, embedder.fingerprint)
-    )
-    failures: list[Failure] = []
-    for start in range(0, len(people), _PHOTOS_AT_ONCE):
-        failures.extend(_add_some(store, embedder, people[start : start + _PHOTOS_AT_ONCE]))
-    tell_skipped(failure.reason for failure in failures)
-    added = len(people) - len(failures)
-    summary = {"added": added, "skipped": len(failures), "people": len(store), "gallery": str(gallery)}
-    say(json_format.dumps(summary) if json else f"{added} added, {len(failures)} skipped; {gallery} holds {len(store)}")
-    return 1 if failures else 0
+_NAMED_APART: Final = 5  # of those who cannot be compared with a query
 
 
 def search(
@@ -101,11 +65,16 @@ def search(
         return 2
     found = store.search(embedded.features, k=k, metric=metric, visibility=visibility, parts=parts, filter=filter)
     seen = [seen_parts(embedded.features[row]) for row in range(len(embedded.paths))]
-    if json:
-        say(json_format.dumps([_as_json(*each) for each in zip(embedded.paths, seen, found, strict=True)]))
+    if visibility in ("query", "ignore"):  # these compare everybody
+        apart = [Apart(0, [])] * len(found)
     else:
-        for path, visible, matches in zip(embedded.paths, seen, found, strict=True):
-            _print_matches(path, visible, matches)
+        apart = store.apart(embedded.features, parts, filter, _NAMED_APART)
+    answers = list(zip(embedded.paths, seen, found, apart, strict=True))
+    if json:
+        say(json_format.dumps([_as_json(*answer) for answer in answers]))
+    else:
+        for answer in answers:
+            _print_matches(*answer)
     if report is not None:
         queries = [_report(embedder, path, matches) for path, matches in zip(embedded.paths, found, strict=True)]
         write_report(report / "report.html", f"hpnet: search in {gallery.name}", queries)
@@ -155,37 +124,35 @@ def compare(
     return 0
 
 
-def _add_some(store: Gallery, embedder: Embedder, people: Sequence[Person]) -> tuple[Failure, ...]:
-    embedded = embedder.embed_files([person.path for person in people], progress="embedding")
-    by_path = {person.path: person for person in people}
-    read = [by_path[path] for path in embedded.paths]
-    if read:
-        store.add(
-            embedded.features,
-            [str(path.resolve()) for path in embedded.paths],
-            cameras=[person.camera for person in read],
-            identities=[person.identity for person in read],
-        )
-    return embedded.failures
-
-
 def _report(embedder: Embedder, path: Path, matches: Sequence[Match]) -> ReportQuery:
     answers = [Answer(Path(match.path), _who(match), match.distance) for match in matches]
     return report_query(embedder, path, answers, title=path.name)
 
 
-def _who(match: Match) -> str:
-    return Path(match.path).name if match.identity is None else f"{match.identity} ({Path(match.path).name})"
+def _who(person: Match | Entry) -> str:
+    return Path(person.path).name if person.identity is None else f"{person.identity} ({Path(person.path).name})"
 
 
-def _as_json(path: Path, visible: tuple[Part, ...], matches: Sequence[Match]) -> dict[str, Any]:
-    rows = [{**asdict(match), "parts": [part.name for part in match.parts]} for match in matches]
-    for row in rows:
-        row["time"] = None if row["time"] is None else str(row["time"])
-    return {"query": str(path), "visible": [part.name for part in visible], "matches": rows}
+def _as_json(path: Path, visible: tuple[Part, ...], matches: Sequence[Match], apart: Apart) -> dict[str, Any]:
+    rows = [
+        {**asdict(match), "parts": [part.name for part in match.parts], "time": _plain(match.time)}
+        | {"attributes": {name: _plain(value) for name, value in match.attributes.items()}}
+        for match in matches
+    ]
+    others = [{"id": entry.id, "path": entry.path, "identity": entry.identity} for entry in apart.people]
+    return {
+        "query": str(path),
+        "visible": [part.name for part in visible],
+        "matches": rows,
+        "apart": {"count": apart.count, "people": others},
+    }
 
 
-def _print_matches(path: Path, visible: tuple[Part, ...], matches: Sequence[Match]) -> None:
+def _plain(value: object) -> object:
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+def _print_matches(path: Path, visible: tuple[Part, ...], matches: Sequence[Match], apart: Apart) -> None:
     hidden = [part.title for part in PARTS if part not in visible]
     table = Table(title=path.name, caption="hidden in the query: " + (", ".join(hidden) or "nothing"))
     for name in ("rank", "who", "distance", "compared", "camera"):
@@ -195,5 +162,9 @@ def _print_matches(path: Path, visible: tuple[Part, ...], matches: Sequence[Matc
         camera = "" if match.camera is None else str(match.camera)
         table.add_row(str(rank), _who(match), f"{match.distance:.3f}", compared, camera)
     say(table)
-    if not matches:
-        say("nobody in the gallery shows a part that the query shows")
+    if apart.count:
+        some = ", ".join(_who(entry) for entry in apart.people)
+        more = ", ..." if apart.count > len(apart.people) else ""
+        say(f"not comparable, for no part is seen in both: {apart.count} ({some}{more})")
+    if not matches and not apart.count:
+        say("nobody to compare with: the gallery is empty, or nobody in it is as the filter asks")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -209,13 +210,19 @@ def _table(folder: Path, text: str, encoding: str = "utf-8") -> Path:
 
 
 def test_a_table_is_read_with_numbers_names_and_gaps(crops: Path) -> None:
-    text = 'identity,path,camera,time\r\nanna,crops/b.jpg,3,12:00\r\n-1,crops/a.jpg,,\r\n,"crops/c, d.jpg",door\r\n'
+    text = 'identity,path,camera,mood\r\nanna,crops/b.jpg,3,12:00\r\n-1,crops/a.jpg,,\r\n,"crops/c, d.jpg",door,-.5\r\n'
     people = read_table(_table(crops, text))
     assert people == [
         Person(crops / "crops/a.jpg", -1, None),
-        Person(crops / "crops/b.jpg", "anna", 3),
-        Person(crops / "crops/c, d.jpg", None, "door"),
+        Person(crops / "crops/b.jpg", "anna", 3, None, {"mood": "12:00"}),
+        Person(crops / "crops/c, d.jpg", None, "door", None, {"mood": -0.5}),
     ]
+
+
+def test_a_tables_time_is_seconds_or_a_moment(crops: Path) -> None:
+    text = 'path,time\ncrops/a.jpg,12.5\ncrops/b.jpg,2024-05-01T12:00:00Z\n"crops/c, d.jpg", \n'
+    noon = datetime(2024, 5, 1, 12, tzinfo=UTC)
+    assert [person.time for person in read_table(_table(crops, text))] == [12.5, noon, None]
 
 
 def test_a_table_may_have_a_byte_order_mark_spaces_and_absolute_paths(crops: Path) -> None:
@@ -233,6 +240,8 @@ def test_a_table_may_have_a_byte_order_mark_spaces_and_absolute_paths(crops: Pat
         ("path\ncrops/a.jpg\ncrops\n", r"line 3: .*crops: no such file"),
         ("path\ncrops/a.jpg\n./crops/a.jpg\n", r"line 3: ./crops/a.jpg stands in line 2 already"),
         ("path,identity\n,4\n", r"line 2: the path is empty"),
+        ("path,time\ncrops/a.jpg,noon\n", r"line 2: time 'noon' is neither seconds nor a moment"),
+        ("path,time\ncrops/a.jpg,inf\n", r"line 2: time 'inf' is neither seconds nor a moment"),
         ("path,identity\ncrops/c, d.jpg,4\n", r"line 2: has more fields .* put quotes"),
         ("path\n" + "\n".join(f"{n}.jpg" for n in range(7)), r"0.jpg: no such.*4.jpg: no such file \(and 2 more\)"),
     ],

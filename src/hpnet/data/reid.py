@@ -11,9 +11,11 @@ import csv
 import os
 import re
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from hashlib import sha256
+from math import isfinite
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -27,8 +29,10 @@ Identity = int | str
 
 JUNK: Final = -1  # Market-1501: a bad detection of somebody; neither right nor wrong as an answer
 DISTRACTOR: Final = 0  # Market-1501: a false alarm or a stranger; always a wrong answer
+VALIDATION_IDENTITIES: Final = 50  # of a training split, the last ones: recipes keep them out, protocols judge by them
 UNLABELLED: Final = -1  # `identity_labels`' label for people who are skipped
 _MORE: Final = "fields beyond the columns"  # csv's name for what a row has too much
+_COLUMNS: Final = ("path", "identity", "camera", "time")
 _NAMED: Final = 5  # how many culprits an error line names
 
 
@@ -48,11 +52,15 @@ class Person:
         path: the picture file.
         identity: who it is, as the data set numbers or names them (`JUNK` and `DISTRACTOR` included); None = not known.
         camera: which camera took it; None = not known.
+        time: when: seconds of some clock, or a date and time; None = not known.
+        attributes: what else is known, by name.
     """
 
     path: Path
     identity: int | str | None
     camera: int | str | None
+    time: float | datetime | None = None
+    attributes: Mapping[str, int | float | str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -277,8 +285,9 @@ def read_folder(folder: Path) -> list[Person]:
 def read_table(table: Path) -> list[Person]:
     """A user's own crops with what is known of them, from a CSV; sorted by path.
 
-    The first line names the columns: `path` (relative to the CSV, or absolute), and perhaps `identity` and `camera`.
-    An empty field or an absent column means not known. Whole numbers become integers. Further columns are left alone.
+    The first line names the columns: `path` (relative to the CSV, or absolute), and perhaps `identity`, `camera` and
+    `time` (seconds, or a date and time as ISO 8601 writes it). An empty field or an absent column means not known.
+    Whole numbers become integers. Further columns are attributes; in these, 1.5 is a number too.
 
     Raises:
         DataSetError: no such file, no column `path`, or rows that cannot be used: up to five are named with their line.
@@ -310,6 +319,22 @@ def list_table(table: Path) -> tuple[list[Person], list[str]]:
         lines[person.path] = line
         people[person.path] = person
     return [people[path] for path in sorted(people)], problems
+
+
+def hold_out(people: Sequence[Person], identities: int) -> tuple[list[Person], list[Person]]:
+    """Queries and gallery from the last so many identities: per identity and camera the first photo is a query."""
+    names = sorted(
+        {each.identity for each in people if each.identity is not None}, key=lambda n: (isinstance(n, str), n)
+    )
+    chosen = set(names[max(0, len(names) - identities) :])
+    queries: dict[tuple[Identity | None, Identity | None], Person] = {}
+    gallery = []
+    for person in people:
+        if person.identity not in chosen:
+            continue
+        if queries.setdefault((person.identity, person.camera), person) is not person:
+            gallery.append(person)
+    return list(queries.values()), gallery
 
 
 def identity_labels(
@@ -474,7 +499,30 @@ def _person(table: Path, row: dict[str, str]) -> Person:
     path = table.parent / row["path"].strip()
     if not path.is_file():
         raise DataSetError(f"{path}: no such file")
-    return Person(path, _known(row.get("identity", "")), _known(row.get("camera", "")))
+    further = {name: text for name, text in row.items() if name and name not in _COLUMNS and text.strip()}
+    attributes = {name: _attribute(text) for name, text in further.items()}
+    identity, camera = _known(row.get("identity", "")), _known(row.get("camera", ""))
+    return Person(path, identity, camera, _moment(row.get("time", "")), attributes)
+
+
+def _attribute(text: str) -> int | float | str:
+    text = text.strip()
+    if re.fullmatch(r"-?[0-9]+", text):
+        return int(text)
+    return float(text) if re.fullmatch(r"-?[0-9]*\.[0-9]+", text) else text
+
+
+def _moment(text: str) -> float | datetime | None:
+    if not (text := text.strip()):
+        return None
+    for read in (float, datetime.fromisoformat):
+        try:
+            moment: float | datetime = read(text)
+        except ValueError:
+            continue
+        if isinstance(moment, datetime) or isfinite(moment):
+            return moment
+    raise DataSetError(f"time {text!r} is neither seconds nor a moment like 2024-05-01T12:00:00+02:00")
 
 
 def _known(text: str) -> int | str | None:
