@@ -30,7 +30,9 @@ format: $(READY)
 	$(BIN)/ruff format
 
 bench: $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/gallery.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
