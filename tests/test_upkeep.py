@@ -113,7 +113,7 @@ def test_remove(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("1d", 0),
         ("2020-01-01", 0),
         ("2100-01-01", 6),
-        ((datetime.now(UTC) - timedelta(hours=3, minutes=30)).isoformat(), 2),
+        pytest.param((datetime.now(UTC) - timedelta(hours=3, minutes=30)).isoformat(), 2, id="moment"),
         ("0", 0),
     ],
 )

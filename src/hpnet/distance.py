@@ -57,13 +57,16 @@ def part_distance(
     parts = query.features.shape[1]
     exact = torch.promote_types(query.features.dtype, gallery.features.dtype) == torch.float64
     dtype = torch.float64 if exact else torch.float32
-    # One contiguous matrix per part is what the matrix product reads fastest; people are converted while in cache.
+    # One contiguous matrix per part is what the matrix product reads fastest; a tile of people is converted in cache.
     queries = [query.features[:, part].to(dtype).contiguous() for part in range(parts)]
     shows = (query.visibility.to(dtype), gallery.visibility.to(dtype))
     result = torch.empty(len(query), len(gallery), dtype=dtype, device=query.features.device)
+    # One place for all tiles: memory that is asked for anew is cleared by the system first.
+    place = torch.empty(parts, min(TILE[1], len(gallery)), query.features.shape[2], dtype=dtype, device=result.device)
     with torch.no_grad():
         for columns in _slices(len(gallery), TILE[1]):
-            people = [gallery.features[columns, part].to(dtype).contiguous() for part in range(parts)]
+            some = gallery.features[columns].transpose(0, 1)
+            people = place[:, : some.shape[1]].copy_(some)
             for rows in _slices(len(query), TILE[0]):
                 pairs = [(mine[rows], theirs) for mine, theirs in zip(queries, people, strict=True)]
                 _score_tile(pairs, (shows[0][rows], shows[1][columns]), metric, visibility, result[rows, columns])
@@ -149,8 +152,9 @@ def _euclidean(
 
 def _squared_differences(query: Float[Tensor, "r d"], gallery: Float[Tensor, "c d"]) -> Float[Tensor, "r c"]:
     """|a - b|^2 = |a|^2 + |b|^2 - 2 ab."""
-    offsets = query.square().sum(1, keepdim=True)
-    return torch.addmm(offsets, query, gallery.T, alpha=-2).add_(gallery.square().sum(1))
+    # As norms, for `square` would write everybody's features down once more, which a single query waits for.
+    offsets, lengths = (torch.linalg.vector_norm(side, dim=1).square_() for side in (query, gallery))
+    return torch.addmm(offsets[:, None], query, gallery.T, alpha=-2).add_(lengths)
 
 
 def _check(query: PartFeatures, gallery: PartFeatures, metric: str, visibility: str) -> None:

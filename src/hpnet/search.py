@@ -158,7 +158,7 @@ def _print_matches(path: Path, visible: tuple[Part, ...], matches: Sequence[Matc
     for name in ("rank", "who", "distance", "compared", "camera"):
         table.add_column(name, justify="right" if name in ("rank", "distance") else "left")
     for rank, match in enumerate(matches, start=1):
-        compared = ", ".join(part.title for part in match.parts)
+        compared = "all parts" if match.parts == PARTS else ", ".join(part.title for part in match.parts)
         camera = "" if match.camera is None else str(match.camera)
         table.add_row(str(rank), _who(match), f"{match.distance:.3f}", compared, camera)
     say(table)

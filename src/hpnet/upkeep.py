@@ -20,6 +20,7 @@ from rich.table import Table
 
 from hpnet.console import remark, say
 from hpnet.gallery import Entry, Gallery, Moment, Version
+from hpnet.parts import PARTS
 
 _UNITS: Final = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 
@@ -80,7 +81,7 @@ def remove(
         json: print what was done as JSON.
     """
     if (ids is None) == (filter is None):
-        raise ValueError("remove: give either --ids or --filter")
+        raise ValueError("give either --ids or --filter")
     store = Gallery.open(gallery)
     if dry_run:
         listed = ",".join(str(number) for number in ids or () if number >= 0)
@@ -89,7 +90,10 @@ def remove(
     else:
         count = store.remove(ids, filter=filter)
     _say_removed(store, count, dry_run=dry_run, as_json=json)
-    return 1 if ids is not None and count < len(set(ids)) else 0
+    missing = 0 if ids is None else len(set(ids)) - count
+    if missing:
+        remark(f"{missing} of the ids {'is' if missing == 1 else 'are'} not in the gallery")
+    return 1 if missing else 0
 
 
 def expire(gallery: Path, before: str, *, dry_run: bool = False, json: bool = False) -> int:
@@ -207,7 +211,8 @@ def _people_table(people: list[Entry], title: str) -> Table:
 
 def _cells(entry: Entry) -> dict[str, str]:
     known = {"identity": entry.identity, "camera": entry.camera, "time": entry.time, **entry.attributes}
-    visible = ", ".join(part.name.lower().replace("_", " ") for part in entry.visible)
+    some = ", ".join(part.name.lower().replace("_", " ") for part in entry.visible)
+    visible = "all" if entry.visible == PARTS else some or "nothing"
     first = {"id": str(entry.id), "path": entry.path, "added (UTC)": _clock(entry.added), "visible": visible}
     return first | {name: str(value) for name, value in known.items() if value is not None}
 
