@@ -152,7 +152,7 @@ def measured(crowd: Crowd, folder: Path) -> list[Row]:
     pruned = seconds(lambda: gallery.search(one)), seconds(lambda: gallery.search(many), repeats=3)
     gc.collect()
     memory = resident() - before
-    held = gallery._held  # no door of the gallery leaves pruning out
+    held = gallery._reader.held  # no door of the gallery leaves pruning out
     asked = [
         Question(PartFeatures(at_unit_length(each), each.visibility), (0, 1, 2, 3), 10, "euclidean", "common")
         for each in (one, many)

@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import normalize
 
 from hpnet.gallery import Gallery, GalleryError, prepared
+from hpnet.gallery.reading import Reader
 from hpnet.parts import PARTS, Part, PartFeatures
 
 
@@ -39,14 +40,14 @@ def gallery(tmp_path: Path) -> Gallery:
 def features_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many people's features were read from disk, scan by scan."""
     read: list[int] = []
-    scanned = Gallery._scanned
+    scanned = Reader.scanned
 
-    def counted(self: Gallery, snapshot: Any, condition: Any, fragments: Any = None) -> Any:
+    def counted(self: Reader, snapshot: Any, condition: Any, fragments: Any = None) -> Any:
         for block in scanned(self, snapshot, condition, fragments):
             read.append(len(block.ids))
             yield block
 
-    monkeypatch.setattr(Gallery, "_scanned", counted)
+    monkeypatch.setattr(Reader, "scanned", counted)
     return read
 
 
@@ -89,15 +90,15 @@ def test_an_interrupted_reading_is_begun_anew(gallery: Gallery, monkeypatch: pyt
     people, query = crowd(300, seen=1.0), crowd(2, 1, seen=1.0)
     gallery.add(people[:150], names(150))
     gallery.add(people[150:], names(150))
-    scanned, calls = Gallery._scanned, []
+    scanned, calls = Reader.scanned, []
 
-    def interrupted(self: Gallery, snapshot: Any, condition: Any, fragments: Any = None) -> Any:
+    def interrupted(self: Reader, snapshot: Any, condition: Any, fragments: Any = None) -> Any:
         calls.append(fragments)
         if len(calls) == 2:
             raise KeyboardInterrupt
         yield from scanned(self, snapshot, condition, fragments)
 
-    monkeypatch.setattr(Gallery, "_scanned", interrupted)
+    monkeypatch.setattr(Reader, "scanned", interrupted)
     with pytest.raises(KeyboardInterrupt):
         gallery.search(query)
     assert [len(row) for row in found(gallery, query, k=999)] == [300, 300]
@@ -116,8 +117,8 @@ def test_from_memory_or_from_disk_the_answer_is_the_same(
     for options in ({}, {"metric": "cosine", "visibility": "authors"}, {"parts": ["head"], "visibility": "query"}):
         expected = found(streamed, query, filter=condition, **options)
         assert found(gallery, query, filter=condition, **options) == expected
-    assert len(gallery._held) == 1000
-    assert len(streamed._held) == 0
+    assert len(gallery._reader.held) == 1000
+    assert len(streamed._reader.held) == 0
 
 
 # Who cannot be compared

@@ -83,12 +83,15 @@ random.seed(4)
 
 def write(attempt, ready):
     gallery = Gallery.open(path)
-    os.write(ready, b"x")
+    if attempt % 2:
+        os.write(ready, b"x")
     for batch in range(1000):
         name = f"{attempt}/{batch}"
         more = {"attributes": {"batch": [batch] * 300}} if attempt > 1 else {}
         ids = gallery.add(people(300), [name] * 300, cameras=[batch] * 300 if attempt > 2 else None, **more)
         os.write(1, f"acknowledged {name} {ids[0]} {ids[-1]}\\n".encode())
+        if batch == 0 and attempt % 2 == 0:  # however slow the machine is, something is acknowledged
+            os.write(ready, b"x")
 
 for attempt in range(int(sys.argv[2])):
     heard, ready = os.pipe()
@@ -313,7 +316,7 @@ def test_a_search_is_not_disturbed_by_files_deleted_meanwhile(gallery: Gallery) 
     gallery.add(people(2000), ["a.jpg"] * 2000)
     program = """
     gallery = Gallery.open(path)
-    for _ in range(20):
+    for _ in range(10):
         gallery.add(people(50), ["b.jpg"] * 50)
         gallery.compact()
     """

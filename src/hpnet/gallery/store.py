@@ -7,20 +7,15 @@ when the writer is killed; a reader sees the last commit. No picture is kept, on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-import numpy as np
 import torch
-from jaxtyping import Bool
-from numpy.typing import NDArray
-from torch import Tensor
 
 from hpnet.distance import Metric, Visibility
-from hpnet.gallery import listing, versions
+from hpnet.gallery import answers, listing, versions
 from hpnet.gallery.bounds import Question
 from hpnet.gallery.columns import (
     ATTRIBUTES,
@@ -33,8 +28,6 @@ from hpnet.gallery.columns import (
     among,
     attribute_columns,
     fitted_to,
-    free_attributes,
-    part_columns,
     person_columns,
     sql_moment,
     stored_shape,
@@ -43,58 +36,16 @@ from hpnet.gallery.columns import (
 )
 from hpnet.gallery.commits import Result, alone, append, explained, in_use, retried
 from hpnet.gallery.folder import fingerprint_of, make_folder, open_folder
-from hpnet.gallery.nearest import (
-    ROWS_AT_ONCE,
-    Block,
-    Nearest,
-    at_unit_length,
-    chosen_parts,
-    is_compared,
-    merged,
-    restricted,
-    together,
-    without,
-)
-from hpnet.gallery.prepared import Held, nearest_among
+from hpnet.gallery.nearest import at_unit_length, chosen_parts, restricted, together
+from hpnet.gallery.reading import Reader
 from hpnet.parts import PARTS, Part, PartFeatures
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from lance import LanceDataset, LanceFragment
+    from lance import LanceDataset
 
 MEMORY: Final = 2 << 30  # bytes of features a gallery keeps in memory unless told otherwise
 QUERIES_AT_ONCE: Final = 512  # 32 MB of distances
-
-
-@dataclass(frozen=True)
-class Match:
-    """A person of the gallery, as found by a search.
-
-    Attributes:
-        id: the gallery's number for this photo; stays the same until it is removed, and is never given again.
-        path: where the photo lies, as it was given.
-        distance: to the query, at least 0.
-        parts: the parts that were compared.
-        identity, camera, time: as they were given (a time with a zone comes back in UTC); None if unknown.
-        attributes: the user's own, by name; those that are unknown of this person are left out.
-    """
-
-    id: int
-    path: str
-    distance: float
-    parts: tuple[Part, ...]
-    identity: Value | None
-    camera: Value | None
-    time: Moment | None
-    attributes: Mapping[str, Attribute] = field(default_factory=dict, hash=False)
-
-
-@dataclass(frozen=True)
-class Apart:
-    """The people whom a query cannot be compared with: how many, and the first of them, by id."""
-
-    count: int
-    people: list[listing.Entry]
 
 
 class Gallery:
@@ -114,8 +65,7 @@ class Gallery:
         self._version = version
         self.fingerprint = dataset.schema.metadata[b"hpnet.weights"].decode()
         self._dataset = dataset
-        self._memory = memory
-        self._held, self._read = Held(), dict[tuple[object, ...], NDArray[np.int64]]()
+        self._reader = Reader(path, memory)
 
     @classmethod
     def create(
@@ -374,7 +324,7 @@ class Gallery:
         visibility: Visibility = "common",
         parts: Iterable[Part | str] | None = None,
         filter: str | None = None,  # noqa: A002  (Lance's word, and SQL's)
-    ) -> list[list[Match]]:
+    ) -> list[list[answers.Match]]:
         """Find the nearest people, exactly.
 
         People who show no part in common with the query have no distance and are not in the list; only
@@ -407,9 +357,10 @@ class Gallery:
             query = restricted(query, chosen)
             groups = [query[start : start + QUERIES_AT_ONCE] for start in range(0, len(query), QUERIES_AT_ONCE)]
             questions = [Question(group, chosen, k, metric, visibility) for group in groups]
-            answers = zip(groups, self._nearest(snapshot, questions, filter), strict=True)
-            found = [row for group, best in answers for row in best.rows(len(group))]
-            return self._matches(snapshot, found, query.visibility, chosen, visibility)
+            nearest = zip(groups, self._reader.nearest(snapshot, questions, filter), strict=True)
+            found = [row for group, best in nearest for row in best.rows(len(group))]
+            with explained(self.path):
+                return answers.matches(snapshot, found, query.visibility, chosen, visibility)
 
     def apart(
         self,
@@ -417,7 +368,7 @@ class Gallery:
         parts: Iterable[Part | str] | None = None,
         filter: str | None = None,  # noqa: A002
         limit: int = 100,
-    ) -> list[Apart]:
+    ) -> list[answers.Apart]:
         """List who cannot be compared: people who show none of the parts that a query shows.
 
         They are those whom `search` leaves out, unless its `visibility` is `"query"` or `"ignore"`.
@@ -435,17 +386,9 @@ class Gallery:
             snapshot = self._latest()
             chosen = chosen_parts(parts, features.features.shape[1])
             self._check_shape(snapshot, tuple(features.features.shape[1:]))
-            names = part_columns(snapshot.schema)
-            patterns = [tuple(row) for row in restricted(features, chosen).visibility.tolist()]
-            known: dict[tuple[bool, ...], Apart] = {}
-            for pattern in set(patterns) if names else ():
-                hidden = [f"NOT {names[part]}" for part, shows in zip(chosen, pattern, strict=True) if shows]
-                condition = " AND ".join(hidden if filter is None else [*hidden, f"({filter})"]) or None
-                with explained(self.path, filter):
-                    count = snapshot.count_rows(condition)
-                    people = listing.entries(snapshot, condition, limit, False, None) if count else []
-                known[pattern] = Apart(count, people)
-        return [known.get(pattern, Apart(0, [])) for pattern in patterns]
+            shows = restricted(features, chosen).visibility
+            with explained(self.path, filter):
+                return answers.apart(snapshot, shows, chosen, filter, limit)
 
     def fetch(self, ids: Sequence[int]) -> PartFeatures:
         """The stored features of people, float32, in the order asked for.
@@ -460,7 +403,7 @@ class Gallery:
             snapshot = self._latest()
             if stored_shape(snapshot.schema) is None:
                 raise GalleryError(f"{self.path}: is empty")
-            found = list(self._scanned(snapshot, among(ids)))
+            found = list(self._reader.scanned(snapshot, among(ids)))
         place = {number: row for row, number in enumerate(number for block in found for number in block.ids.tolist())}
         self._check_present(ids, place)
         return together(found).people[[place[number] for number in ids]].to(torch.float32)
@@ -533,106 +476,3 @@ class Gallery:
             return int(snapshot.delete(condition)["num_deleted_rows"])
 
         return self._changed(change, written)
-
-    def _nearest(
-        self, snapshot: LanceDataset, questions: Sequence[Question], condition: str | None
-    ) -> Sequence[Nearest]:
-        """From memory if the gallery fits, else from disk, some thousand people at a time."""
-        if (shape := stored_shape(snapshot.schema)) is None:
-            return nearest_among([], questions)
-        width = snapshot.schema.field("features").type.value_type.bit_width // 8
-        if snapshot.count_rows() * shape[0] * shape[1] * width > self._memory:
-            self._held, self._read = Held(), {}
-            return nearest_among(merged(self._scanned(snapshot, condition)), questions)
-        allowed = None if condition is None else self._ids(snapshot, condition)
-        held = self._loaded(snapshot)
-        return [held.nearest(question, allowed) for question in questions]
-
-    def _loaded(self, snapshot: LanceDataset) -> Held:
-        """Everybody, in memory. Features of an id never change: only those of new ids are read."""
-        fragments = {_state(fragment): fragment for fragment in snapshot.get_fragments()}
-        if fragments.keys() == self._read.keys():
-            return self._held
-        held, read = self._held, self._read
-        self._held, self._read = Held(), {}  # all is read anew if this is interrupted
-        new = {state: self._ids(snapshot, None, [piece]) for state, piece in fragments.items() if state not in read}
-        before = _joined([ids for state, ids in read.items() if state not in fragments])
-        held.remove(np.setdiff1d(before, _joined(new.values())))
-        for state, ids in new.items():
-            if not np.isin(ids, before).all():
-                for block in self._scanned(snapshot, None, [fragments[state]]):
-                    held.add(without(block, before))
-        self._held, self._read = held, {state: new[state] if state in new else read[state] for state in fragments}
-        return held
-
-    def _scanned(
-        self, snapshot: LanceDataset, condition: str | None, fragments: list[LanceFragment] | None = None
-    ) -> Iterator[Block]:
-        """The same from disk, in the order of the commits."""
-        shape, names = stored_shape(snapshot.schema), part_columns(snapshot.schema)
-        with explained(self.path, condition):
-            scanner = snapshot.scanner(
-                columns=["features", *names],
-                filter=condition,
-                fragments=fragments,
-                batch_size=ROWS_AT_ONCE,
-                batch_readahead=2,
-                with_row_id=True,
-                scan_in_order=True,
-            )
-            for batch in scanner.to_batches():
-                values = batch["features"].flatten().to_numpy().reshape(len(batch), *(shape or ()))
-                shown = np.stack([batch[name].to_numpy(zero_copy_only=False) for name in names], axis=1)
-                # Each part's features lie together in memory: they are converted three times faster.
-                by_part = torch.from_numpy(values.transpose(1, 0, 2).copy(order="C"))
-                people = PartFeatures(by_part.transpose(0, 1), torch.from_numpy(shown))
-                yield Block(batch["_rowid"].to_numpy().astype(np.int64), people)
-
-    def _ids(
-        self, snapshot: LanceDataset, condition: str | None, fragments: list[LanceFragment] | None = None
-    ) -> NDArray[np.int64]:
-        with explained(self.path, condition):
-            scanner = snapshot.scanner(columns=[], filter=condition, fragments=fragments, with_row_id=True)
-            table = scanner.to_table()
-        return np.asarray(table["_rowid"].to_numpy(), dtype=np.int64)
-
-    def _matches(
-        self,
-        snapshot: LanceDataset,
-        found: list[list[tuple[int, float]]],
-        query_shows: Bool[Tensor, "q p"],
-        chosen: tuple[int, ...],
-        visibility: Visibility,
-    ) -> list[list[Match]]:
-        """What is known of the people found."""
-        names = part_columns(snapshot.schema)
-        known = [name for name in ATTRIBUTES if name in snapshot.schema.names]
-        free = free_attributes(snapshot.schema)
-        wanted = among({number for row in found for number, _ in row})
-        with explained(self.path):
-            table = snapshot.to_table(columns=["path", *known, *names, *free], filter=wanted, with_row_id=True)
-        people: dict[int, dict[str, Any]] = {row["_rowid"]: row for row in table.to_pylist()}
-
-        def match(number: int, distance: float, shows: list[bool]) -> Match:
-            person = people[number]
-            seen = [person[names[part]] for part in chosen]
-            pairs = zip(chosen, shows, seen, strict=True)
-            parts = [part for part, mine, theirs in pairs if is_compared(visibility, mine, theirs)]
-            compared = PARTS if len(names) == 1 and parts else tuple(Part(part) for part in parts)
-            own = {name: person[name] for name in free if person[name] is not None}
-            known_of = {name: person.get(name) for name in ATTRIBUTES}
-            return Match(number, person["path"], distance, compared, **known_of, attributes=own)
-
-        rows = zip(found, query_shows.tolist(), strict=True)
-        return [[match(number, distance, shows) for number, distance in row] for row, shows in rows]
-
-
-def _joined(ids: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
-    return np.concatenate([np.empty(0, np.int64), *ids])
-
-
-def _state(fragment: LanceFragment) -> tuple[object, ...]:
-    """Changes when the fragment's features or who is in it do."""
-    about = fragment.metadata
-    removed = about.deletion_file.path(about.id) if about.deletion_file else ""
-    return (about.id, removed, *(file.path for file in about.files))

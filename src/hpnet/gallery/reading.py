@@ -1,0 +1,112 @@
+"""The features of a gallery, read from disk and kept in memory as long as they fit.
+
+In: a commit of the gallery, and questions. Out: the nearest people of each. Features of an id never change, so that
+after a commit only those of new ids are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hpnet.gallery.bounds import Question
+from hpnet.gallery.columns import part_columns, stored_shape
+from hpnet.gallery.commits import explained
+from hpnet.gallery.nearest import ROWS_AT_ONCE, Block, Nearest, merged, without
+from hpnet.gallery.prepared import Held, nearest_among
+from hpnet.parts import PartFeatures
+
+if TYPE_CHECKING:
+    from lance import LanceDataset, LanceFragment
+
+
+class Reader:
+    """Reads a gallery's features, and holds them.
+
+    Attributes:
+        path: the gallery's folder.
+        held: everybody, if they fit; else nobody.
+    """
+
+    def __init__(self, path: Path, memory: int) -> None:
+        self.path = path
+        self._memory = memory
+        self.held, self._read = Held(), dict[tuple[object, ...], NDArray[np.int64]]()
+
+    def nearest(
+        self, snapshot: LanceDataset, questions: Sequence[Question], condition: str | None
+    ) -> Sequence[Nearest]:
+        """From memory if the gallery fits, else from disk, some thousand people at a time."""
+        if (shape := stored_shape(snapshot.schema)) is None:
+            return nearest_among([], questions)
+        width = snapshot.schema.field("features").type.value_type.bit_width // 8
+        if snapshot.count_rows() * shape[0] * shape[1] * width > self._memory:
+            self.held, self._read = Held(), {}
+            return nearest_among(merged(self.scanned(snapshot, condition)), questions)
+        allowed = None if condition is None else self._ids(snapshot, condition)
+        held = self._loaded(snapshot)
+        return [held.nearest(question, allowed) for question in questions]
+
+    def _loaded(self, snapshot: LanceDataset) -> Held:
+        """Everybody, in memory. Features of an id never change: only those of new ids are read."""
+        fragments = {_state(fragment): fragment for fragment in snapshot.get_fragments()}
+        if fragments.keys() == self._read.keys():
+            return self.held
+        held, read = self.held, self._read
+        self.held, self._read = Held(), {}  # all is read anew if this is interrupted
+        new = {state: self._ids(snapshot, None, [piece]) for state, piece in fragments.items() if state not in read}
+        before = _joined([ids for state, ids in read.items() if state not in fragments])
+        held.remove(np.setdiff1d(before, _joined(new.values())))
+        for state, ids in new.items():
+            if not np.isin(ids, before).all():
+                for block in self.scanned(snapshot, None, [fragments[state]]):
+                    held.add(without(block, before))
+        self.held, self._read = held, {state: new[state] if state in new else read[state] for state in fragments}
+        return held
+
+    def scanned(
+        self, snapshot: LanceDataset, condition: str | None, fragments: list[LanceFragment] | None = None
+    ) -> Iterator[Block]:
+        """The same from disk, in the order of the commits."""
+        shape, names = stored_shape(snapshot.schema), part_columns(snapshot.schema)
+        with explained(self.path, condition):
+            scanner = snapshot.scanner(
+                columns=["features", *names],
+                filter=condition,
+                fragments=fragments,
+                batch_size=ROWS_AT_ONCE,
+                batch_readahead=2,
+                with_row_id=True,
+                scan_in_order=True,
+            )
+            for batch in scanner.to_batches():
+                values = batch["features"].flatten().to_numpy().reshape(len(batch), *(shape or ()))
+                shown = np.stack([batch[name].to_numpy(zero_copy_only=False) for name in names], axis=1)
+                # Each part's features lie together in memory: they are converted three times faster.
+                by_part = torch.from_numpy(values.transpose(1, 0, 2).copy(order="C"))
+                people = PartFeatures(by_part.transpose(0, 1), torch.from_numpy(shown))
+                yield Block(batch["_rowid"].to_numpy().astype(np.int64), people)
+
+    def _ids(
+        self, snapshot: LanceDataset, condition: str | None, fragments: list[LanceFragment] | None = None
+    ) -> NDArray[np.int64]:
+        with explained(self.path, condition):
+            scanner = snapshot.scanner(columns=[], filter=condition, fragments=fragments, with_row_id=True)
+            table = scanner.to_table()
+        return np.asarray(table["_rowid"].to_numpy(), dtype=np.int64)
+
+
+def _joined(ids: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.concatenate([np.empty(0, np.int64), *ids])
+
+
+def _state(fragment: LanceFragment) -> tuple[object, ...]:
+    """Changes when the fragment's features or who is in it do."""
+    about = fragment.metadata
+    removed = about.deletion_file.path(about.id) if about.deletion_file else ""
+    return (about.id, removed, *(file.path for file in about.files))
