@@ -210,7 +210,10 @@ def _people_table(people: list[Entry], title: str) -> Table:
 
 
 def _cells(entry: Entry) -> dict[str, str]:
-    known = {"identity": entry.identity, "camera": entry.camera, "time": entry.time, **entry.attributes}
+    attributes = ", ".join(f"{name} {value}" for name, value in entry.attributes.items())
+    when = entry.time
+    time = _clock(when) + (" UTC" if when.tzinfo else "") if isinstance(when, datetime) else when
+    known = {"identity": entry.identity, "camera": entry.camera, "time": time, "attributes": attributes or None}
     some = ", ".join(part.name.lower().replace("_", " ") for part in entry.visible)
     visible = "all" if entry.visible == PARTS else some or "nothing"
     first = {"id": str(entry.id), "path": entry.path, "added (UTC)": _clock(entry.added), "visible": visible}
