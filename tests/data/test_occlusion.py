@@ -19,7 +19,7 @@ from PIL import Image
 from hpnet.data.occluders import KINDS, Cover, Donors
 from hpnet.data.occlusion import hide, occlude
 from hpnet.data.photos import read_part_map, read_photo, write_part_map
-from hpnet.data.reid import read_split
+from hpnet.data.reid import hold_out, read_split
 from hpnet.data.synthetic import SyntheticConfig, write_market1501
 from hpnet.data.truth import SEVERITIES, OcclusionError, read_occluded
 from hpnet.parts import PARTS
@@ -404,3 +404,31 @@ def test_what_is_read_must_be_what_was_written(made: Path, tmp_path: Path) -> No
         read_occluded(tmp_path / "f", KINDS)
     with pytest.raises(OcclusionError, match="no pictures of kind umbrella"):
         read_occluded(made, ["frame", "umbrella"])
+
+
+# Queries to choose things by
+
+
+def test_held_out_people_are_occluded_by_others(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "held out"
+    assert occlude(drawn, out, part_maps=drawn / "part_maps", held_out=2) == 0
+    queries, gallery = hold_out(read_split("market1501", drawn, "train"), 2)
+    rows = truth(out)
+    assert Counter(row["kind"] for row in rows) == dict.fromkeys(KINDS, len(queries))
+    assert {row["photo"] for row in rows} == {f"bounding_box_train/{person.path.name}" for person in queries}
+    own = {f"bounding_box_train/{person.path.name}" for person in (*queries, *gallery)}
+    assert not own & {row["source"] for row in rows}
+    occluded = read_occluded(out, KINDS)
+    assert occluded.made["held_out"] == 2
+    assert {person.identity for person in occluded.people} == {person.identity for person in queries}
+    with pytest.raises(OcclusionError, match="another seed, other photos"):
+        occlude(drawn, out, part_maps=drawn / "part_maps")
+
+
+@pytest.mark.parametrize("held_out", [-1, 6, 100])
+def test_somebody_must_be_left_to_cut_from(held_out: int, drawn: Path, tmp_path: Path) -> None:
+    with pytest.raises(OcclusionError, match="held_out"):
+        occlude(drawn, tmp_path / "out", part_maps=drawn / "part_maps", held_out=held_out)
+    assert not (tmp_path / "out").exists()

@@ -3,10 +3,11 @@ from __future__ import annotations
 import warnings
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import FILES, NESTED_OCCLUDED_REID, picture, write, write_whole
 
@@ -21,6 +22,7 @@ from hpnet.data.reid import (
     Person,
     data_hash,
     find_data_set,
+    hold_out,
     identity_labels,
     list_split,
     list_table,
@@ -322,3 +324,41 @@ def test_market1501_is_read_whole(market1501_root: Path) -> None:
     assert len({person.identity for person in query}) == 750
     assert {person.identity for person in query} == {person.identity for person in gallery} - {JUNK, DISTRACTOR}
     assert {person.camera for person in train} == set(range(1, 7))
+
+
+# Held-out identities
+
+
+NAMES = st.sampled_from([JUNK, DISTRACTOR, 1, 2, "anna", "1", None])
+CAMERAS = st.sampled_from([None, None, 0, 1, "door"])
+
+
+def _seen(name: str, identity: int | str | None, camera: int | str | None) -> Person:
+    return Person(Path(f"{name}.jpg"), identity, camera)
+
+
+def test_hold_out_by_hand() -> None:
+    people = [
+        _seen("a", 1, 1), _seen("b", 7, 1), _seen("c", 7, 1), _seen("d", 7, 2), _seen("e", 9, 1),
+        _seen("f", 9, 1), _seen("g", 9, 1), _seen("h", 9, 2),
+    ]  # fmt: skip
+    query, gallery = hold_out(people, 2)
+    assert [each.path.stem for each in query] == ["b", "d", "e", "h"]
+    assert [each.path.stem for each in gallery] == ["c", "f", "g"]
+    assert [each.path.stem for each in hold_out(people, 1)[0]] == ["e", "h"]
+
+
+@given(st.lists(st.tuples(NAMES, CAMERAS), max_size=30), st.integers(0, 8))
+@settings(max_examples=100, deadline=None)
+def test_hold_out_parts_the_last_identities(rows: list[tuple[Any, Any]], count: int) -> None:
+    people = [_seen(str(number), identity, camera) for number, (identity, camera) in enumerate(rows)]
+    query, gallery = hold_out(people, count)
+    known = {each.identity for each in people} - {None}
+    chosen = {each.identity for each in query}
+    assert len(chosen) == min(count, len(known))
+    assert {each.identity for each in gallery} <= chosen
+    held = [each for each in people if each.identity in chosen]
+    assert sorted([*query, *gallery], key=held.index) == held, "nobody is lost, nobody stands on both sides"
+    places = [(each.identity, each.camera) for each in query]
+    assert len(places) == len(set(places)) == len({(each.identity, each.camera) for each in held})
+    assert all(isinstance(each, int) for each in known - chosen) or all(isinstance(each, str) for each in chosen)

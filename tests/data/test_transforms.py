@@ -323,3 +323,102 @@ def test_cells_of_a_mirrored_map_are_the_mirrored_cells_but_for_half_a_pixel() -
     maps[:, :, 13:51] = 2
     cells = to_cells(maps, (2, 4))
     assert torch.equal(cells, cells.flip(-1))
+
+
+# --- boxes that end early, things in front, rectangles erased
+
+
+@given(SEEDS, st.sampled_from(["crop", "cover", "erase"]), PROBABILITIES)
+@settings(deadline=None, max_examples=40)
+def test_what_hides_moves_the_part_map_too_and_leaves_the_rest_alone(seed: int, name: str, probability: float) -> None:
+    photos, maps = marked(6, 16, 12, seed=seed)
+    images, varied = augment(photos, maps, Augmentation(0.0, **{name: probability}), chance(seed), FILL)
+    assert images.shape == photos.shape
+    assert (images.dtype, varied.dtype) == (torch.float32, torch.uint8)
+    assert float(images.min()) >= 0
+    assert float(images.max()) <= 1 + 1e-6
+    touched = (images != photos.float() / 255).any(1) | (varied != maps)
+    if probability == 0:
+        assert not bool(touched.any())
+    if probability == 1:
+        assert bool(touched.flatten(1).any(1).all()) or name == "crop"
+    if name != "crop":
+        assert not bool(varied[touched].any()), "what hides is background"
+
+
+@pytest.mark.parametrize(("name", "areas"), [("erase", (0.02, 0.3)), ("cover", (0.1, 0.5))])
+def test_a_rectangle_has_the_area_asked_for_and_lies_anywhere(name: str, areas: tuple[float, float]) -> None:
+    size = (64, 64)
+    photos, maps = torch.zeros(400, 3, *size, dtype=torch.uint8), torch.ones(400, *size, dtype=torch.uint8)
+    _, varied = augment(photos, maps, Augmentation(0.0, **{name: 1.0}), chance(5), FILL)
+    gone = varied == 0
+    share = gone.float().mean((1, 2))
+    assert areas[0] - 0.02 < float(share.min()) < areas[0] + 0.05
+    assert areas[1] - 0.08 < float(share.max()) < areas[1] + 0.02
+    filled = gone.any(2)[:, :, None] & gone.any(1)[:, None, :]
+    assert torch.equal(filled, gone), "one rectangle"
+    often = gone.float().mean(0)
+    quarters = torch.nn.functional.avg_pool2d(often[None, None], 16)
+    assert float(quarters.min()) > 0.1 * float(quarters.max()), "anywhere, the edges included"
+
+
+def test_erased_pixels_are_the_mean_and_covering_ones_come_from_another_photo() -> None:
+    photos = torch.arange(8, dtype=torch.uint8)[:, None, None, None].expand(8, 3, 12, 8) * 20
+    maps = torch.full((8, 12, 8), 2, dtype=torch.uint8)
+    images, varied = augment(photos, maps, Augmentation(0.0, erase=1.0), chance(), FILL)
+    assert torch.equal((images == torch.tensor(FILL).view(3, 1, 1)).all(1), varied == 0)
+    images, varied = augment(photos, maps, Augmentation(0.0, cover=1.0), chance(), FILL)
+    number = (images[:, 0] * 255 / 20).round().long()
+    own = torch.arange(8)[:, None, None]
+    assert torch.equal(number == own, varied == 2), "what covers is another photo's"
+    for row in range(8):
+        assert len(number[row][varied[row] == 0].unique()) == 1
+
+
+def test_a_box_that_ends_early_keeps_one_end_and_fills_the_frame() -> None:
+    height = torch.arange(64).view(1, 1, 64, 1).expand(200, 3, 64, 64)
+    width = torch.arange(64).view(1, 1, 1, 64).expand(200, 3, 64, 64)
+    maps = torch.zeros(200, 64, 64, dtype=torch.uint8)
+    found = []
+    for ramp in (height, width):
+        images, _ = augment((ramp * 4).to(torch.uint8), maps, Augmentation(0.0, crop=1.0), chance(3), FILL)
+        seen = images[:, 0] * 255 / 4
+        found.append(((seen[:, 0, 0]).round(), seen[:, -1, -1].round()))
+    top, bottom = found[0]
+    left, right = found[1]
+    cut_vertically = (top > 1) | (bottom < 62)
+    cut_across = (left > 1) | (right < 62)
+    assert not bool((cut_vertically & cut_across).any()), "one side at a time"
+    assert bool((cut_vertically | cut_across).all())
+    for first, last, cut in ((top, bottom, cut_vertically), (left, right, cut_across)):
+        kept = (last - first)[cut] / 63
+        assert 0.37 < float(kept.min()) < 0.5
+        assert 0.8 < float(kept.max()) < 0.93
+        assert bool(((first[cut] <= 1) | (last[cut] >= 62)).all()), "the other end stays"
+        assert bool((first[cut] > 1).any())
+        assert bool((last[cut] < 62).any())
+
+
+def test_a_cropped_part_map_fits_its_photo() -> None:
+    photos, maps = torch.zeros(50, 3, 32, 16, dtype=torch.uint8), torch.zeros(50, 32, 16, dtype=torch.uint8)
+    maps[:, 8:24, 4:12] = 3
+    photos[:, :, 8:24, 4:12] = 255
+    images, varied = augment(photos, maps, Augmentation(0.0, crop=1.0), chance(1), FILL)
+    inside, outside = images[:, 0] > 0.75, images[:, 0] < 0.25
+    assert bool((varied[inside] == 3).all())
+    assert bool((varied[outside] == 0).all())
+    assert float((inside | outside).float().mean()) > 0.8
+
+
+def test_older_recipes_keep_their_batches() -> None:
+    """Variations that a recipe does not ask for take nothing from its chance."""
+    photos, maps = marked(6)
+    generator = chance(9)
+    images, varied = augment(photos, maps, Augmentation(0.5, 0.5, 0.5), generator, FILL)
+    again = chance(9)
+    flipped = flip(photos.float() / 255, maps, torch.rand(6, generator=again) < 0.5)
+    coloured = vary_colour(flipped[0], torch.rand(6, generator=again) < 0.5, again)
+    occluded = erase_parts(coloured, flipped[1], transforms._parts_to_erase(6, 0.5, again), FILL)
+    assert torch.equal(images, occluded[0])
+    assert torch.equal(varied, occluded[1])
+    assert torch.equal(generator.get_state(), again.get_state())

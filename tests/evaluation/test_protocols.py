@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from hpnet.data.occluders import KINDS
 from hpnet.data.reid import DATA_SETS, DISTRACTOR, JUNK, Person
-from hpnet.evaluation.protocols import PROTOCOLS, find_protocol, hold_out, masks, numbered, one_per_identity
+from hpnet.evaluation.protocols import PROTOCOLS, find_protocol, masks, numbered, one_per_identity
 
 
 def person(identity: int | str | None, camera: int | str | None = None, name: str = "photo") -> Person:
@@ -53,7 +53,7 @@ def test_occluded_queries_have_a_row_for_all_kinds_and_one_for_each() -> None:
             # All but the queries is as on Market-1501, but nobody has published anything.
             assert replace(row, name=whole.name, occluded=(), published=whole.published) == whole
             assert row.published == {}
-    assert {name for name, row in PROTOCOLS.items() if row.occluded} == {
+    assert {name for name, row in PROTOCOLS.items() if row.occluded and not row.held_out} == {
         f"market1501-occluded{suffix}{rule}" for suffix in wanted for rule in ("", "-authors")
     }
 
@@ -232,33 +232,3 @@ def test_equal_draws_do_not_let_two_photos_count() -> None:
     for seed in range(500, 516):
         hidden = one_per_identity(ignore, identity, torch.Generator().manual_seed(seed))
         assert (~hidden).sum(1).eq(1).all()
-
-
-# Held-out identities
-
-
-def test_hold_out_by_hand() -> None:
-    people = [
-        person(1, 1, "a"), person(7, 1, "b"), person(7, 1, "c"), person(7, 2, "d"), person(9, 1, "e"),
-        person(9, 1, "f"), person(9, 1, "g"), person(9, 2, "h"),
-    ]  # fmt: skip
-    query, gallery = hold_out(people, 2)
-    assert [each.path.stem for each in query] == ["b", "d", "e", "h"]
-    assert [each.path.stem for each in gallery] == ["c", "f", "g"]
-    assert [each.path.stem for each in hold_out(people, 1)[0]] == ["e", "h"]
-
-
-@given(st.lists(st.tuples(names, cameras), max_size=30), st.integers(0, 8))
-@settings(max_examples=100, deadline=None)
-def test_hold_out_parts_the_last_identities(rows: list[tuple[Any, Any]], count: int) -> None:
-    people = [person(identity, camera, str(number)) for number, (identity, camera) in enumerate(rows)]
-    query, gallery = hold_out(people, count)
-    known = {each.identity for each in people} - {None}
-    chosen = {each.identity for each in query}
-    assert len(chosen) == min(count, len(known))
-    assert {each.identity for each in gallery} <= chosen
-    held = [each for each in people if each.identity in chosen]
-    assert sorted([*query, *gallery], key=held.index) == held, "nobody is lost, nobody stands on both sides"
-    places = [(each.identity, each.camera) for each in query]
-    assert len(places) == len(set(places)) == len({(each.identity, each.camera) for each in held})
-    assert all(isinstance(each, int) for each in known - chosen) or all(isinstance(each, str) for each in chosen)

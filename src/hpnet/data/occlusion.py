@@ -27,7 +27,7 @@ from rich.table import Table
 from hpnet.console import say, tell_skipped, tracked
 from hpnet.data.occluders import KINDS, SMALLEST_PART, Cover, Donors, Kind, map_of, slide
 from hpnet.data.photos import PhotoError, read_part_map, read_photo, write_picture
-from hpnet.data.reid import Person, data_hash, locate, read_split
+from hpnet.data.reid import Person, data_hash, hold_out, locate, read_split
 from hpnet.data.truth import (
     DATA_SET,
     HIDDEN_BELOW,
@@ -75,6 +75,7 @@ def occlude(
     part_maps: Path,
     seed: int = 0,
     kinds: tuple[Kind, ...] = KINDS,
+    held_out: int = 0,
     overwrite: bool = False,
     json: bool = False,
 ) -> int:
@@ -89,6 +90,8 @@ def occlude(
         part_maps: folder that mirrors the data set, with maps of the photos in query and in bounding_box_train.
         seed: another seed is another test set.
         kinds: what hides the person, some of person, object and frame: --kinds [person,frame].
+        held_out: take the queries from the last so many training identities instead (50 for the protocol
+            market1501-validation-occluded, by which things are chosen); people and things are cut from the others.
         overwrite: make kinds anew that are there already, and give up those of another seed or other part maps.
         json: print the manifest as JSON instead of a table.
 
@@ -98,8 +101,8 @@ def occlude(
     if not kinds:
         raise OcclusionError("kinds is empty: choose some of " + ", ".join(KINDS))
     place = locate(DATA_SET, root)
-    queries, donors = read_split(DATA_SET, place, "query"), _donors(place, part_maps)
-    made = _made(queries, donors, seed)
+    queries, donors = _people(place, part_maps, held_out)
+    made = {**_made(queries, donors, seed), **({"held_out": held_out} if held_out else {})}
     manifest, rows = _begun(out, made, overwrite)
     failures: dict[Path, str] = {}
     for kind in dict.fromkeys(kinds):
@@ -154,8 +157,20 @@ def hide(photo: Image.Image, part_map: UInt8[NDArray[Any], "H W"], kind: Kind, s
     raise OcclusionError(f"no {kind} of {_ATTEMPTS} hides {least:.0%} to {most:.0%} of the person")
 
 
-def _donors(place: Path, part_maps: Path) -> Donors:
-    people = read_split(DATA_SET, place, "train")
+def _people(place: Path, part_maps: Path, held_out: int) -> tuple[list[Person], Donors]:
+    """Who is occluded, and by whom: never somebody's own pixels."""
+    train = read_split(DATA_SET, place, "train")
+    if not held_out:
+        return read_split(DATA_SET, place, "query"), _donors(train, place, part_maps)
+    queries, gallery = hold_out(train, held_out)
+    kept_out = {person.path for person in (*queries, *gallery)}
+    others = [person for person in train if person.path not in kept_out]
+    if held_out < 0 or not queries or not others:
+        raise OcclusionError(f"held_out: {held_out} leaves nobody to occlude or nobody to cut from")
+    return queries, _donors(others, place, part_maps)
+
+
+def _donors(people: Sequence[Person], place: Path, part_maps: Path) -> Donors:
     mapped = [person for person in people if map_of(person.path, place, part_maps).is_file()]
     if not mapped:
         folder = map_of(people[0].path, place, part_maps).parent
@@ -199,7 +214,8 @@ def _begun(out: Path, made: dict[str, Any], overwrite: bool) -> tuple[dict[str, 
     manifest: dict[str, Any] = {**made, "kinds": {}}
     if (out / MANIFEST).is_file():
         earlier = read_manifest(out)
-        if all(earlier[key] == made[key] for key in made if key != "versions"):
+        decisive = ({*earlier, *made}) - {"versions", "kinds", "truth_sha256"}
+        if all(earlier.get(key) == made.get(key) for key in decisive):
             return earlier, read_truth(out / TRUTH) if earlier["kinds"] else {}
         if not overwrite:
             raise OcclusionError(

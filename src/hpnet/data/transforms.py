@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, log
 from typing import Final
 
 import torch
@@ -22,6 +22,11 @@ _FACTORS: Final = (0.6, 1.4)  # of brightness, contrast, saturation, gamma in th
 _LINK_PROBABILITY: Final = 0.7  # with which each link of the chain is applied
 _BLUR_RADII: Final = (1, 2)  # standard deviation in pixels
 _LUMA: Final = (0.299, 0.587, 0.114)
+# Shares of the photo's area, and height over width, of random erasing (Zhong et al. 2020).
+_ERASED: Final = (0.02, 0.3)
+_COVERED: Final = (0.1, 0.5)
+_ELONGATION: Final = (0.3, 3.3)
+_KEPT: Final = (0.4, 0.9)  # of height or width when a box ends early
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,17 @@ class Augmentation:
         flip: mirrored left to right (Section 4.1).
         colour: the authors' shuffled chain of blur, brightness, contrast, saturation and gamma.
         occlusion: one or two whole parts erased, from the photo and from its part map (the authors' code).
+        crop: the box ends early at one side, and the rest is brought back to size.
+        cover: a rectangle of another photo of the batch comes before the person; what it hides is background.
+        erase: a rectangle is erased (Zhong et al. 2020), from the part map too.
     """
 
     flip: float = 0.5
     colour: float = 0.0
     occlusion: float = 0.0
+    crop: float = 0.0
+    cover: float = 0.0
+    erase: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -51,7 +62,10 @@ def augment(
     generator: Generator,
     fill: tuple[float, float, float],
 ) -> tuple[Float[Tensor, "b 3 H W"], UInt8[Tensor, "b H W"]]:
-    """Vary a batch. Occlusion comes last, so that erased pixels stay exactly `fill`.
+    """Vary a batch. What erases comes last, so that erased pixels stay exactly `fill`.
+
+    A variation of probability 0 takes nothing from the generator where it is newer than the first recipes (crop, cover,
+    erase): their batches stay what they were.
 
     Args:
         photos: RGB 0..255.
@@ -62,7 +76,13 @@ def augment(
     """
     flipped = _chosen(len(photos), how.flip, generator)
     images, maps = flip(photos.float() / 255, part_maps, flipped)
+    if how.crop:
+        images, maps = crop(images, maps, _chosen(len(photos), how.crop, generator), generator)
     images = vary_colour(images, _chosen(len(photos), how.colour, generator), generator)
+    if how.cover:
+        images, maps = cover(images, maps, _chosen(len(photos), how.cover, generator), generator)
+    if how.erase:
+        images, maps = erase(images, maps, _chosen(len(photos), how.erase, generator), generator, fill)
     return erase_parts(images, maps, _parts_to_erase(len(photos), how.occlusion, generator), fill)
 
 
@@ -75,6 +95,72 @@ def flip(
     return mirrored, torch.where(chosen[:, None, None], part_maps.flip(-1), part_maps)
 
 
+def crop(
+    images: Float[Tensor, "b 3 H W"],
+    part_maps: UInt8[Tensor, "b H W"],
+    chosen: Bool[Tensor, " b"],
+    generator: Generator,
+) -> tuple[Float[Tensor, "b 3 H W"], UInt8[Tensor, "b H W"]]:
+    """End the chosen photos early at one of four sides: 40 to 90 % of height or width stay and fill the frame."""
+    b = len(images)
+    side = torch.randint(4, (b,), generator=generator)
+    kept = torch.empty(b).uniform_(*_KEPT, generator=generator)
+    kept = torch.where(chosen, kept, 1.0)
+    vertical, towards_end = side < 2, side % 2 == 1
+    # x_in = scale * x_out + shift, in [-1, 1]: what is kept touches the side opposite to the cut.
+    shift = torch.where(towards_end, 1 - kept, kept - 1)
+    theta = torch.zeros(b, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = torch.where(vertical, 1.0, kept), torch.where(vertical, kept, 1.0)
+    theta[:, 0, 2], theta[:, 1, 2] = torch.where(vertical, 0.0, shift), torch.where(vertical, shift, 0.0)
+    rows = chosen.nonzero().flatten().to(images.device)
+    if not len(rows):
+        return images, part_maps
+    grid = F.affine_grid(theta[chosen].to(images.device), [len(rows), 3, *images.shape[2:]], align_corners=False)
+    images, part_maps = images.clone(), part_maps.clone()
+    images[rows] = F.grid_sample(images[rows], grid, padding_mode="border", align_corners=False)
+    maps = part_maps[rows][:, None].float()
+    found = F.grid_sample(maps, grid, mode="nearest", padding_mode="border", align_corners=False)
+    part_maps[rows] = found[:, 0].byte()
+    return images, part_maps
+
+
+def cover(
+    images: Float[Tensor, "b 3 H W"],
+    part_maps: UInt8[Tensor, "b H W"],
+    chosen: Bool[Tensor, " b"],
+    generator: Generator,
+) -> tuple[Float[Tensor, "b 3 H W"], UInt8[Tensor, "b H W"]]:
+    """Put a rectangle of another photo of the batch, from anywhere in it, before the person.
+
+    Whoever stands in that rectangle is not the person of this photo: his parts are background.
+    """
+    b, _, height, width = images.shape
+    gone = _rectangles(b, (height, width), _COVERED, generator)
+    others = (torch.arange(b) + torch.randint(1, max(b, 2), (b,), generator=generator)) % b
+    down, right = (torch.randint(size, (b,), generator=generator) for size in (height, width))
+    # The other photo, moved round by a draw of its own: a rectangle of it from anywhere, without an edge case.
+    rows = (torch.arange(height) + down[:, None]) % height
+    columns = (torch.arange(width) + right[:, None]) % width
+    places = others[:, None, None], rows[:, :, None], columns[:, None, :]
+    moved = images.permute(0, 2, 3, 1)[tuple(each.to(images.device) for each in places)].permute(0, 3, 1, 2)
+    gone = (gone & chosen[:, None, None]).to(images.device)
+    return torch.where(gone[:, None], moved, images), part_maps.masked_fill(gone, BACKGROUND)
+
+
+def erase(
+    images: Float[Tensor, "b 3 H W"],
+    part_maps: UInt8[Tensor, "b H W"],
+    chosen: Bool[Tensor, " b"],
+    generator: Generator,
+    fill: tuple[float, float, float],
+) -> tuple[Float[Tensor, "b 3 H W"], UInt8[Tensor, "b H W"]]:
+    """Random erasing (Zhong et al. 2020) that tells the part map: what was erased is background."""
+    b, _, height, width = images.shape
+    gone = _rectangles(b, (height, width), _ERASED, generator)
+    gone = (gone & chosen[:, None, None]).to(images.device)
+    return torch.where(gone[:, None], _paint(fill, images), images), part_maps.masked_fill(gone, BACKGROUND)
+
+
 def erase_parts(
     images: Float[Tensor, "b 3 H W"],
     part_maps: UInt8[Tensor, "b H W"],
@@ -85,8 +171,7 @@ def erase_parts(
     nothing = torch.zeros(len(erased), 1, dtype=torch.bool)
     by_label = torch.cat([nothing, erased], 1).to(images.device)
     gone = by_label.gather(1, part_maps.flatten(1).long()).view_as(part_maps)
-    paint = torch.tensor(fill, device=images.device, dtype=images.dtype).view(3, 1, 1)
-    return torch.where(gone[:, None], paint, images), part_maps.masked_fill(gone, BACKGROUND)
+    return torch.where(gone[:, None], _paint(fill, images), images), part_maps.masked_fill(gone, BACKGROUND)
 
 
 def vary_colour(
@@ -119,6 +204,26 @@ def to_cells(part_maps: UInt8[Tensor, "b H W"], cells: tuple[int, int]) -> UInt8
 
 def _chosen(count: int, probability: float, generator: Generator) -> Bool[Tensor, " b"]:
     return torch.rand(count, generator=generator) < probability
+
+
+def _rectangles(
+    count: int, size: tuple[int, int], areas: tuple[float, float], generator: Generator
+) -> Bool[Tensor, "b H W"]:
+    """A random rectangle in each photo: area (as a share of the photo's), elongation and place are drawn."""
+    area = torch.empty(count).uniform_(*areas, generator=generator)
+    elongation = torch.empty(count).uniform_(*map(log, _ELONGATION), generator=generator).exp()
+    # In shares of height and width, for a square frame; what would stick out is cut to the frame.
+    height, width = (area * elongation).sqrt().clamp(max=1), (area / elongation).sqrt().clamp(max=1)
+    inside = []
+    for length, extent in zip(size, (height, width), strict=True):
+        start = torch.rand(count, generator=generator) * (1 - extent)
+        middle = (torch.arange(length) + 0.5) / length
+        inside.append((middle >= start[:, None]) & (middle < (start + extent)[:, None]))
+    return inside[0][:, :, None] & inside[1][:, None, :]
+
+
+def _paint(fill: tuple[float, float, float], images: Tensor) -> Float[Tensor, "3 1 1"]:
+    return torch.tensor(fill, device=images.device, dtype=images.dtype).view(3, 1, 1)
 
 
 def _parts_to_erase(count: int, probability: float, generator: Generator) -> Bool[Tensor, "b p"]:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from hpnet.data.occluders import KINDS
-from hpnet.data.reid import JUNK, Identity, Person
+from hpnet.data.reid import JUNK, VALIDATION_IDENTITIES, Identity, Person
 from hpnet.distance import Metric, Visibility
 from hpnet.evaluation.metrics import AveragePrecision, Ties
 
@@ -33,8 +33,7 @@ class Protocol:
         data_set: a key of `hpnet.data.reid.DATA_SETS`.
         query: split of the queries.
         gallery: split of the gallery; junk (Market-1501's identity -1) is left out.
-        held_out: judge on the last so many identities of one training split instead: per identity and camera the first
-            photo is a query, the rest is the gallery.
+        held_out: judge on the last so many identities of one training split instead: see `hpnet.data.reid.hold_out`.
         trials: 0 = multi-gallery-shot; otherwise single-gallery-shot, one random photo per gallery identity for each
             query, so many times (seeded); mean and standard deviation are reported.
         metric: how a part is compared.
@@ -75,8 +74,16 @@ _ROWS: Final = (
             "Baseline, released": _scores(mAP=72.8, R1=90.0, R5=95.8, R10=97.1),
         },
     ),
-    Protocol("market1501-validation", "market1501", query="train", gallery="train", held_out=100),
+    Protocol("market1501-validation", "market1501", query="train", gallery="train", held_out=VALIDATION_IDENTITIES),
     Protocol("market1501-occluded", "market1501", occluded=KINDS),
+    Protocol(
+        "market1501-validation-occluded",
+        "market1501",
+        query="train",
+        gallery="train",
+        held_out=VALIDATION_IDENTITIES,
+        occluded=KINDS,
+    ),
     *(Protocol(f"market1501-occluded-{kind}", "market1501", occluded=(kind,)) for kind in KINDS),
     Protocol("occluded_duke", "occluded_duke"),
     Protocol(
@@ -181,22 +188,6 @@ def masks(query: Sequence[Person], gallery: Sequence[Person]) -> tuple[Bool[Tens
     same_camera = (query_camera[:, None] == gallery_camera) & (query_camera >= 0)[:, None]
     junk = torch.tensor([each.identity == JUNK for each in gallery], dtype=torch.bool)
     return match & ~junk, (match & same_camera) | junk
-
-
-def hold_out(people: Sequence[Person], identities: int) -> tuple[list[Person], list[Person]]:
-    """Queries and gallery from the last so many identities: per identity and camera the first photo is a query."""
-    names = sorted(
-        {each.identity for each in people if each.identity is not None}, key=lambda n: (isinstance(n, str), n)
-    )
-    chosen = set(names[max(0, len(names) - identities) :])
-    queries: dict[tuple[Identity | None, Identity | None], Person] = {}
-    gallery = []
-    for person in people:
-        if person.identity not in chosen:
-            continue
-        if queries.setdefault((person.identity, person.camera), person) is not person:
-            gallery.append(person)
-    return list(queries.values()), gallery
 
 
 def one_per_identity(
