@@ -18,6 +18,7 @@ from torch import Tensor
 from hpnet import weights
 from hpnet.data.photos import PhotoError, read_photo
 from hpnet.embed import Embedder, embed, read_features, write_features
+from hpnet.files import fingerprint as fingerprint_of_file
 from hpnet.model import HPNet
 from hpnet.parts import PartFeatures
 from test_model import SMALL, assert_agree, blinded, drawn, trained
@@ -218,7 +219,7 @@ def test_weights_come_from_a_file_or_a_model(weights_file: Path) -> None:
     from_text = Embedder(str(weights_file), device="cpu")
     from_model = Embedder(model_of_parts(), device="cpu")
     assert torch.equal(from_file(images).features, from_model(images).features)
-    assert from_file.fingerprint == from_text.fingerprint == weights.fingerprint(weights_file)
+    assert from_file.fingerprint == from_text.fingerprint == fingerprint_of_file(weights_file)
 
 
 def test_the_fingerprint_of_a_model_follows_every_value() -> None:
@@ -365,7 +366,7 @@ def test_the_verb_embeds_a_folder_and_reports_bad_files(
     assert "9-torn.png" in said.err
     features, names, fingerprint = read_features(tmp_path / "out.npz")
     assert names == ["0.png", "2.png", "sub/1.png"]
-    assert fingerprint == weights.fingerprint(weights_file)
+    assert fingerprint == fingerprint_of_file(weights_file)
     assert_agree(features.features, embedder([folder / name for name in names]).features)
 
 

@@ -305,8 +305,51 @@ def test_an_image_does_not_depend_on_its_neighbours() -> None:
         ({"size": (16, 64)}, "size"),
         ({"identities": -1}, "identities"),
         ({"threshold": 1.0}, "threshold"),
+        ({"visible_cells": 0}, "visible_cells"),
+        ({"global_branch": True, "baseline": True}, "global_branch"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(wrong: dict[str, object], names: str) -> None:
     with pytest.raises(ValueError, match=names):
         ModelConfig(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("least", [1, 2, 5])
+def test_a_part_of_too_few_cells_is_not_visible(least: int) -> None:
+    model = trained(SMALL(stride=8))
+    images = drawn(8, 3, 64, 32)
+    cells = (model(images).parsing_logits.sigmoid() > model.config.threshold).sum((2, 3))
+    assert {bool(each) for each in (cells >= least).flatten()} == {True, False} or least == 1
+    few = HPNet(replace(model.config, visible_cells=least)).eval()
+    few.load_state_dict(model.state_dict())
+    output = few(images)
+    assert torch.equal(output.visibility, cells >= least)
+    assert not bool(output.features[~output.visibility].any())
+    assert torch.equal(output.features[output.visibility], model(images).features[output.visibility])
+
+
+@pytest.mark.parametrize("branch", ["conv5", "compact"])
+def test_a_global_branch_teaches_in_train_mode_alone(branch: Literal["conv5", "compact"]) -> None:
+    config = SMALL(branch=branch, identities=5, global_branch=True)
+    model = HPNet(config)
+    images = drawn(3, 3, 64, 32)
+    output = model(images)
+    assert output.whole.features.shape == (3, 1, branch_channels(config))
+    assert output.whole.identity_logits.shape == (3, 1, 5)
+    assert output.features.shape[1] == 4
+    output.whole.identity_logits.square().sum().backward()
+    assert model.trunk.conv1.weight.grad is not None
+    assert model.branches[0][0].conv1.weight.grad is None  # type: ignore[index]
+    assert model.eval()(images).whole is None
+    old, new = model.parameter_groups()
+    assert len(old) + len(new) == len([each for each in model.parameters() if each.requires_grad])
+    rated_old = {id(each) for each in old}
+    first = next(model.whole.branch.parameters())  # type: ignore[union-attr]
+    assert (id(first) in rated_old) == (branch == "conv5"), "Conv5 starts from ImageNet, a compact branch from nothing"
+    assert ("whole.branch" in model.conv5_names) == (branch == "conv5")
+
+
+def test_without_a_global_branch_there_is_nothing_of_it() -> None:
+    model = HPNet(SMALL(identities=5))
+    assert model(drawn(2, 3, 64, 32)).whole is None
+    assert not [name for name in model.state_dict() if name.startswith("whole")]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from hpnet import weights
+from hpnet.calibration import Calibration, Curve, calibration_of
 from hpnet.data.photos import write_picture
 from hpnet.data.synthetic import draw
 from hpnet.distance import part_distance
@@ -19,7 +22,7 @@ from hpnet.embed import Embedder
 from hpnet.gallery import Gallery, GalleryError
 from hpnet.ingest import add
 from hpnet.model import HPNet, ModelConfig
-from hpnet.parts import PartFeatures
+from hpnet.parts import Part, PartFeatures
 from hpnet.search import compare, search
 from hpnet.visualize import contact_sheet
 
@@ -156,3 +159,92 @@ def test_compare_without_a_measured_threshold_asks_for_one(world: Path, tmp_path
     photo = world / "photos" / "1_1.png"
     with pytest.raises(ValueError, match="threshold"):
         compare(photo, photo, weights=tmp_path / "w.safetensors")
+
+
+# --- probabilities
+
+
+@pytest.fixture(scope="module")
+def calibrated(world: Path) -> Path:
+    """The same weights with a curve for each pattern of parts: even at 0.02 for the whole, at 0.01 for less."""
+    curves = {f"{number:04b}": Curve(2.0, 200.0, 100, 100) for number in range(1, 16)}
+    curves["1111"] = Curve(4.0, 200.0, 100, 100)
+    told = {"same_below": 0.05, "calibration": Calibration(4, curves).as_record()}
+    weights.with_training(world / "w.safetensors", world / "calibrated.safetensors", told)
+    return world / "calibrated.safetensors"
+
+
+def test_compare_says_how_likely_it_is(world: Path, calibrated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = world / "photos" / "1_1.png"
+
+    def said(**options: Any) -> Any:
+        compare(one, one, weights=calibrated, **options)
+        printed = capsys.readouterr().out
+        return json.loads(printed) if options.get("json") else printed
+
+    answer = said(json=True)
+    known = 4 if len(answer["parts"]) == 4 else 2
+    assert answer["verdict"] == "same"
+    assert answer["probability"] == pytest.approx(1 / (1 + math.exp(-known)), abs=1e-3)
+    assert answer["threshold"] == pytest.approx(known / 200), "of these parts, and not the one of all"
+    rare = said(json=True, prior=0.001)
+    assert rare["verdict"] == "different"
+    assert rare["probability"] < 0.1
+    assert said(json=True, prior=0.001, threshold=0.1)["verdict"] == "same"
+    assert re.match(rf"same: P\(same\) {100 * answer['probability']:.1f} %, distance 0.000, the same below", said())
+
+
+def test_what_cannot_be_compared_has_no_probability(
+    calibrated: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blind = ModelConfig("resnet18", "compact", parsing_channels=8, size=SIZE, threshold=0.999)
+    told = weights.read_header(calibrated).training
+    weights.save(HPNet(blind), tmp_path / "blind.safetensors", training=told)
+    photo = world / "photos" / "1_1.png"
+    compare(photo, photo, weights=tmp_path / "blind.safetensors", json=True)
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["verdict"], answer["probability"], answer["threshold"]) == ("not comparable", None, 0.05)
+
+
+def test_search_says_how_likely_each_is(
+    world: Path, calibrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A gallery made before its weights were calibrated is still theirs.
+    gallery, query = tmp_path / "people", world / "photos" / "2_1.png"
+    add(world / "people.csv", gallery=gallery, weights=world / "w.safetensors")
+    capsys.readouterr()
+
+    def matches(**options: Any) -> list[dict[str, Any]]:
+        search(query, gallery=gallery, weights=calibrated, json=True, **options)
+        [answer] = json.loads(capsys.readouterr().out)
+        found: list[dict[str, Any]] = answer["matches"]
+        return found
+
+    calibration = calibration_of(weights.read_header(calibrated).training, "")
+    assert calibration is not None
+    for options, prior in (({}, 1 / 7), ({"prior": 0.25}, 0.25)):
+        for match in matches(**options):
+            parts = [Part[name] for name in match["parts"]]
+            assert match["prior"] == pytest.approx(prior)
+            assert match["probability"] == pytest.approx(calibration.probability(match["distance"], parts, prior))
+    for options in ({"visibility": "query"}, {"metric": "cosine"}):
+        assert all("probability" not in match for match in matches(**options)), "another distance than the fitted one"
+    search(query, gallery=gallery, weights=calibrated, prior=0.25, report=tmp_path / "page")
+    printed = capsys.readouterr().out
+    assert "P(same)" in printed
+    assert "a prior of 0.25" in " ".join(printed.split())
+    assert "P(same) " in (tmp_path / "page" / "report.html").read_text()
+    search(query, gallery=gallery, weights=world / "w.safetensors")
+    assert "P(same)" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("options", "said"), [({"prior": 1.5}, "prior must lie"), ({"prior": 0.0}, "prior must lie")])
+def test_a_prior_that_is_none(
+    options: dict[str, Any], said: str, world: Path, calibrated: Path, tmp_path: Path
+) -> None:
+    add(world / "photos", gallery=tmp_path / "g", weights=calibrated)
+    photo = world / "photos" / "1_1.png"
+    with pytest.raises(ValueError, match=said):
+        search(photo, gallery=tmp_path / "g", weights=calibrated, **options)
+    with pytest.raises(ValueError, match="tell no probabilities by this distance"):
+        search(photo, gallery=tmp_path / "g", weights=world / "w.safetensors", prior=0.5)

@@ -19,6 +19,7 @@ from hpnet import weights
 from hpnet.data.photos import find_photos, read_stack
 from hpnet.distance import part_distance
 from hpnet.embed import Embedder
+from hpnet.files import fingerprint, sha256_of
 from hpnet.model import HPNet, ModelConfig
 from hpnet.training.teacher import load_teacher
 from hpnet.weights import WeightsError
@@ -120,9 +121,16 @@ def test_the_normalisation_in_the_header_is_used(tmp_path: Path) -> None:
     assert torch.equal(loaded.std.flatten(), torch.tensor([1.0, 0.5, 0.25]))
 
 
-def test_the_fingerprint_is_the_files_sha256(tmp_path: Path) -> None:
-    (tmp_path / "w").write_bytes(b"abc")
-    assert weights.fingerprint(tmp_path / "w") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+def test_another_record_of_training_changes_nothing_else(stored: Path, tmp_path: Path) -> None:
+    told = {"reid": "drawn", "calibration": {"parts": 4}}
+    weights.with_training(stored, tmp_path / "new.safetensors", told)
+    before, after = weights.read_header(stored), weights.read_header(tmp_path / "new.safetensors")
+    assert after.training == told
+    assert (after.config, after.version) == (before.config, before.version)
+    assert fingerprint(tmp_path / "new.safetensors") == fingerprint(stored)
+    assert sha256_of(tmp_path / "new.safetensors") != sha256_of(stored)
+    old, new = (weights.load(path).state_dict() for path in (stored, tmp_path / "new.safetensors"))
+    assert all(torch.equal(tensor, new[name]) for name, tensor in old.items())
 
 
 def test_an_interrupted_save_leaves_what_was_there(
@@ -168,7 +176,7 @@ def test_bundled_weights_that_are_not_there_are_explained(monkeypatch: pytest.Mo
 def test_bundled_weights_are_what_they_are_said_to_be(name: str) -> None:
     path = weights.locate(name)
     assert path.stat().st_size <= 16e6
-    assert weights.fingerprint(path) == weights.BUNDLED[name]
+    assert sha256_of(path) == weights.BUNDLED[name]
     _, header = (weights.load(name), weights.read_header(name)) if name == "compact" else load_teacher(name)
     assert header.training["human"] == "pascal"
     recipe = str(header.training["recipe"])

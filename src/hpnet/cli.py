@@ -26,6 +26,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "teach": ("hpnet.training.teach:teach", "train a teacher, which labels body parts, on human part labels"),
     "label": ("hpnet.training.label:label", "label the body parts in a folder of photos with a teacher"),
     "train": ("hpnet.training.train:train", "train a model by a recipe"),
+    "calibrate": ("hpnet.training.calibrate:calibrate", "fit P(same person) on people whom training has not seen"),
     "evaluate": ("hpnet.evaluation.evaluate:evaluate", "judge weights by one of the field's protocols"),
     "embed": ("hpnet.embed:embed", "turn a folder of photos into features"),
     "add": ("hpnet.ingest:add", "put people into a gallery: from photos, a CSV, or footage with boxes"),

@@ -21,7 +21,8 @@ from hpnet.data.reid import JUNK, Person, read_split
 from hpnet.data.synthetic import SyntheticConfig, write_market1501
 from hpnet.data.transforms import Augmentation
 from hpnet.embed import Embedder
-from hpnet.evaluation.evaluate import Judgement, Side, judge, percent
+from hpnet.evaluation.evaluate import Judgement, Side, judge
+from hpnet.evaluation.metrics import percent
 from hpnet.evaluation.protocols import find_protocol
 from hpnet.files import write_json
 from hpnet.gallery import Gallery, Match

@@ -20,7 +20,7 @@ from torch import Tensor
 from hpnet import weights as weights_file
 from hpnet.console import say, tell_skipped, tracked
 from hpnet.data.photos import Failure, PhotoError, find_photos, read_photos
-from hpnet.files import written_whole
+from hpnet.files import fingerprint, written_whole
 from hpnet.model import HPNet, ModelOutput
 from hpnet.parts import BACKGROUND, PartFeatures
 
@@ -62,7 +62,7 @@ class Embedder:
         else:
             path = weights_file.locate(weights)
             self.model = weights_file.load(path, self.device)
-            self.fingerprint = weights_file.fingerprint(path)
+            self.fingerprint = fingerprint(path)
 
     def __call__(self, photos: Photos) -> PartFeatures:
         """Embed photos, one row each, in their order.

@@ -49,6 +49,9 @@ class ModelConfig:
             photos of 128 x 64 pixels about as many cells as the paper's 384 x 128 have.
         parsing_channels: channels of the parsing heads' hidden layer.
         threshold: T of Section 3.1; a cell belongs to the part if its probability exceeds it.
+        visible_cells: so many cells must belong to a part for it to be visible; 1 in the paper.
+        global_branch: beside the parts a fifth branch over the whole picture learns people too. It only teaches the
+            trunk: it works in train mode alone, and weights files leave it out.
         mean, std: RGB normalisation. The defaults are those the authors trained with (the mean is not ImageNet's usual
             0.485, 0.456, 0.406).
     """
@@ -62,6 +65,8 @@ class ModelConfig:
     stride: Literal[8, 16] = 16
     parsing_channels: int = 256
     threshold: float = 0.5
+    visible_cells: int = 1
+    global_branch: bool = False
     mean: tuple[float, float, float] = (0.486, 0.459, 0.408)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -72,6 +77,10 @@ class ModelConfig:
             raise ValueError(f"stride must be 8 or 16, not {self.stride}")
         if self.share_conv5 and self.baseline:
             raise ValueError("share_conv5 and baseline exclude each other: the baseline has one branch anyway")
+        if self.global_branch and self.baseline:
+            raise ValueError("global_branch and baseline exclude each other: the baseline is a global branch")
+        if self.visible_cells < 1:
+            raise ValueError(f"visible_cells must be at least 1, not {self.visible_cells}")
         if min(self.size) < 32 or self.identities < 0 or not 0 < self.threshold < 1:
             raise ValueError("size must be at least 32 x 32, identities at least 0, threshold between 0 and 1")
 
@@ -101,6 +110,7 @@ class ModelOutput:
         features: (b, p, d) before the neck (the triplet loss sees these); zero where a part was not found.
         embedding: (b, p, d) after the neck, not normalised (classifiers and search see these).
         identity_logits: (b, p, c), or None for a model without classifiers.
+        whole: what the global branch says, in train mode; None without one.
     """
 
     parsing_logits: Float[Tensor, "b p h w"] | None
@@ -108,6 +118,15 @@ class ModelOutput:
     features: Float[Tensor, "b p d"]
     embedding: Float[Tensor, "b p d"]
     identity_logits: Float[Tensor, "b p c"] | None
+    whole: WholeOutput | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class WholeOutput:
+    """What the global branch says of b images: features before the neck, and identity logits if there are classes."""
+
+    features: Float[Tensor, "b 1 d"]
+    identity_logits: Float[Tensor, "b 1 c"] | None
 
 
 class TrunkNetwork(nn.Module):
@@ -152,11 +171,13 @@ class HPNet(TrunkNetwork):
         heads = 0 if config.baseline else config.parts
         classifiers = config.parts if config.identities else 0
         self.branches = nn.ModuleList(_branch(config) for _ in range(branches))
-        self.conv5_names = tuple(f"branches.{j}" for j in range(branches)) if config.branch == "conv5" else ()
+        conv5 = [f"branches.{j}" for j in range(branches)] + ["whole.branch"] * config.global_branch
+        self.conv5_names = tuple(conv5) if config.branch == "conv5" else ()
         d = branch_channels(config)
         self.parsing_heads = nn.ModuleList(ParsingHead(d, config.parsing_channels) for _ in range(heads))
         self.necks = nn.ModuleList(nn.BatchNorm1d(d) for _ in range(config.parts))
         self.classifiers = nn.ModuleList(nn.Linear(d, config.identities) for _ in range(classifiers))
+        self.whole = WholeBranch(config, d) if config.global_branch else None
         self.dimensions: int = d
         self._initialise()
         # Convolutions on CPU and on tensor cores are faster with channels innermost.
@@ -168,10 +189,11 @@ class HPNet(TrunkNetwork):
         Args:
             images: RGB in [0, 1], b of any size (made for `config.size`).
         """
-        maps = self._branch_maps(images)
+        shared = self.shared_features(images)
+        maps = [branch(shared) for branch in self.branches]
         logits = None if self.config.baseline else self._parsing_logits(maps)
         # bool is not differentiable: no gradient reaches the masks from the features, as in the paper.
-        masks = None if logits is None else logits.sigmoid() > self.config.threshold
+        masks = None if logits is None else self._masks(logits)
         pooled, visible = [], []
         for part in range(self.config.parts):
             part_features = maps[part % len(maps)]
@@ -188,6 +210,7 @@ class HPNet(TrunkNetwork):
             features=features,
             embedding=embedding,
             identity_logits=self._classify(embedding) if len(self.classifiers) else None,
+            whole=self.whole(shared) if self.whole is not None and self.training else None,
         )
 
     def parse(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b p h w"]:
@@ -198,18 +221,24 @@ class HPNet(TrunkNetwork):
         """
         if self.config.baseline:
             raise ValueError("the baseline has no parsing heads: use an HPNet")
-        return self._parsing_logits(self._branch_maps(images))
+        shared = self.shared_features(images)
+        return self._parsing_logits([branch(shared) for branch in self.branches])
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Parameters that start from ImageNet (trunk, Conv5) and newly added ones (Section 4.1: twice the rate)."""
         new: list[nn.Module] = [self.parsing_heads, self.necks, self.classifiers]
+        if self.whole is not None:
+            new += [self.whole.neck] if self.whole.classifier is None else [self.whole.neck, self.whole.classifier]
         if self.config.branch == "compact":
-            new.append(self.branches)
+            new += [self.branches] if self.whole is None else [self.branches, self.whole.branch]
         return self.parameters_apart(new)
 
-    def _branch_maps(self, images: Tensor) -> list[Tensor]:
-        shared = self.shared_features(images)
-        return [branch(shared) for branch in self.branches]
+    def _masks(self, logits: Float[Tensor, "b p h w"]) -> Bool[Tensor, "b p h w"]:
+        """The cells of each part; none of a part with too few to count as visible."""
+        masks = logits.sigmoid() > self.config.threshold
+        if self.config.visible_cells == 1:
+            return masks
+        return masks & (masks.sum((2, 3), keepdim=True) >= self.config.visible_cells)
 
     def _parsing_logits(self, maps: list[Tensor]) -> Tensor:
         return torch.cat([head(maps[part % len(maps)]) for part, head in enumerate(self.parsing_heads)], 1)
@@ -224,14 +253,31 @@ class HPNet(TrunkNetwork):
         # Only the last layers start near 0, where all masks and classes are undecided. The authors start the heads' 3x3
         # convolutions there too; before a batch norm, so small a weight makes the first steps huge.
         last = [head.conv2 for head in self.parsing_heads if isinstance(head, ParsingHead)]
-        for layer in (*last, *self.classifiers):
+        whole = [] if self.whole is None or self.whole.classifier is None else [self.whole.classifier]
+        for layer in (*last, *self.classifiers, *whole):
             assert isinstance(layer, nn.Conv2d | nn.Linear)
             nn.init.normal_(layer.weight, std=_NEW_LAYER_STD)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-        for neck in self.necks:
+        for neck in (*self.necks, *([] if self.whole is None else [self.whole.neck])):
             assert isinstance(neck, nn.BatchNorm1d)
             neck.bias.requires_grad_(False)  # stays 0 (Luo et al. 2019)
+
+
+class WholeBranch(nn.Module):
+    """The paper's Baseline on the shared trunk: a branch pooled over the whole picture, with neck and classifier."""
+
+    def __init__(self, config: ModelConfig, d: int) -> None:
+        super().__init__()
+        self.branch = _branch(config)
+        self.neck = nn.BatchNorm1d(d)
+        self.classifier = nn.Linear(d, config.identities) if config.identities else None
+
+    def forward(self, shared: Float[Tensor, "b e h w"]) -> WholeOutput:
+        """The trunk's features in, one description of each picture out."""
+        features = self.branch(shared).amax((2, 3))
+        logits = None if self.classifier is None else self.classifier(self.neck(features))[:, None]
+        return WholeOutput(features[:, None], logits)
 
 
 class ParsingHead(nn.Module):

@@ -29,12 +29,14 @@ class Answer:
         title: who, or which file.
         distance: to the query.
         right: the same person, another, or None if not known.
+        probability: that it is the same person; None if the weights do not tell.
     """
 
     path: Path
     title: str
     distance: float
     right: bool | None = None
+    probability: float | None = None
 
 
 def report_query(
@@ -76,7 +78,8 @@ def _match(
     query: PartFeatures, answer: Answer, photo: Tensor | None, seen: tuple[PartFeatures, Tensor | None] | None
 ) -> ReportMatch:
     if seen is None:
-        return ReportMatch(f"{answer.title} (photo is gone)", answer.distance, (), right=answer.right)
+        gone = f"{answer.title} (photo is gone)"
+        return ReportMatch(gone, answer.distance, (), right=answer.right, probability=answer.probability)
     features, part_map = seen
     return ReportMatch(
         title=answer.title,
@@ -86,6 +89,7 @@ def _match(
         part_map=part_map,
         part_distances=part_distances(query, features),
         right=answer.right,
+        probability=answer.probability,
     )
 
 

@@ -6,8 +6,8 @@ In: photos and a gallery's folder. Out: tables, JSON, or an HTML report.
 from __future__ import annotations
 
 import json as json_format
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,7 @@ import torch
 from rich.table import Table
 
 from hpnet import weights as weights_file
+from hpnet.calibration import EVEN, Calibration, calibration_of
 from hpnet.console import say, tell_skipped
 from hpnet.data.photos import find_photos
 from hpnet.distance import Metric, Visibility, part_distance
@@ -23,9 +24,21 @@ from hpnet.embed import Embedder
 from hpnet.gallery import Apart, Entry, Gallery, Match
 from hpnet.parts import PARTS, Part
 from hpnet.report import Answer, part_distances, report_query, seen_parts
-from hpnet.visualize import ReportQuery, write_report
+from hpnet.visualize import ReportQuery, as_percent, write_report
 
 _NAMED_APART: Final = 5  # of those who cannot be compared with a query
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A query and what the gallery answered; `chances` are the matches' P(same), None without a calibration."""
+
+    path: Path
+    visible: tuple[Part, ...]
+    matches: Sequence[Match]
+    apart: Apart
+    chances: Sequence[float | None]
+    prior: float
 
 
 def search(
@@ -38,6 +51,7 @@ def search(
     visibility: Visibility = "common",
     parts: list[str] | None = None,
     filter: str | None = None,  # noqa: A002  (the word of the gallery's door)
+    prior: float | None = None,
     report: Path | None = None,
     device: str | None = None,
     json: bool = False,
@@ -53,10 +67,17 @@ def search(
         visibility: which parts count.
         parts: compare only these, such as [UPPER_LEGS,LOWER_LEGS].
         filter: a condition on the people asked about, such as "camera = 2".
+        prior: how likely it is, before looking, that a given entry of the gallery is the person; by default
+            1 / (entries + 1), as if one of them were, or somebody else.
         report: folder for an HTML page.
         device: cpu or cuda; a GPU is taken if there is one.
         json: print the answers as JSON.
     """
+    calibration = None
+    if (metric, visibility) == ("euclidean", "common"):  # the distance that was calibrated
+        calibration = calibration_of(weights_file.read_header(weights).training, weights)
+    if prior is not None and calibration is None:
+        raise ValueError("prior: these weights tell no probabilities by this distance; see hpnet calibrate")
     embedder = Embedder(weights, device=device)
     store = Gallery.open(gallery, embedder.fingerprint)
     embedded = embedder.embed_files(find_photos(photo))
@@ -69,14 +90,17 @@ def search(
         apart = [Apart(0, [])] * len(found)
     else:
         apart = store.apart(embedded.features, parts, filter, _NAMED_APART)
-    answers = list(zip(embedded.paths, seen, found, apart, strict=True))
+    before = 1 / (len(store) + 1) if prior is None else prior
+    chances = [_chances(calibration, matches, before) for matches in found]
+    each = zip(embedded.paths, seen, found, apart, chances, strict=True)
+    answers = [_Found(*answer, before) for answer in each]
     if json:
-        say(json_format.dumps([_as_json(*answer) for answer in answers]))
+        say(json_format.dumps([_as_json(answer) for answer in answers]))
     else:
         for answer in answers:
-            _print_matches(*answer)
+            _print_matches(answer)
     if report is not None:
-        queries = [_report(embedder, path, matches) for path, matches in zip(embedded.paths, found, strict=True)]
+        queries = [_report(embedder, answer) for answer in answers]
         write_report(report / "report.html", f"hpnet: search in {gallery.name}", queries)
     return 1 if embedded.failures else 0
 
@@ -87,6 +111,7 @@ def compare(
     *,
     weights: Path = Path("compact"),
     threshold: float | None = None,
+    prior: float = EVEN,
     device: str | None = None,
     json: bool = False,
 ) -> int:
@@ -96,55 +121,84 @@ def compare(
         a: a photo.
         b: another photo.
         weights: weights file, or the name of bundled weights.
-        threshold: distance below which they are the same; by default the one measured when the weights were trained.
+        threshold: distance below which they are the same; by default the one at which it is as likely as not, by the
+            parts that both show; of weights without probabilities the one measured when they were trained.
+        prior: how likely it is before looking.
         device: cpu or cuda; a GPU is taken if there is one.
         json: print the answer as JSON.
     """
-    if threshold is None:
-        threshold = weights_file.read_header(weights).training.get("same_below")
-    if threshold is None:
+    training = weights_file.read_header(weights).training
+    calibration = calibration_of(training, weights)
+    if threshold is None and calibration is None and training.get("same_below") is None:
         raise ValueError(f"{weights}: no threshold was measured for these weights; give --threshold")
     embedder = Embedder(weights, device=device)
     one, other = embedder(a), embedder(b)
     distance = float(part_distance(one, other))
-    verdict = "not comparable" if distance == torch.inf else "same" if distance < threshold else "different"
+    common = (one.visibility & other.visibility)[0].nonzero()[:, 0].tolist()
+    limit = _limit(training, calibration, common, prior) if threshold is None else threshold
+    same = limit is not None and distance < limit
+    verdict = "not comparable" if distance == torch.inf else "same" if same else "different"
     by_part = {part.title: round(value, 4) for part, value in part_distances(one, other).items()}
-    answer = {
+    answer: dict[str, Any] = {
         "verdict": verdict,
         "distance": None if distance == torch.inf else round(distance, 4),
-        "threshold": round(threshold, 4),
+        "threshold": None if limit is None else round(limit, 4),
         "parts": by_part,
     }
+    chance = None
+    if calibration is not None:
+        chance = calibration.probability(distance, common, prior)
+        answer |= {"probability": None if chance is None else round(chance, 4), "prior": prior}
     if json:
         say(json_format.dumps(answer))
         return 0
     compared = ", ".join(f"{title} {value:.3f}" for title, value in by_part.items()) or "no part is seen in both"
-    say(verdict if distance == torch.inf else f"{verdict}: distance {distance:.3f}, the same below {threshold:.3f}")
+    sure = "" if chance is None else f"P(same) {as_percent(chance)}, "
+    below = "" if limit is None else f", the same below {limit:.3f}"
+    say(verdict if distance == torch.inf else f"{verdict}: {sure}distance {distance:.3f}{below}")
     say(f"compared: {compared}")
     return 0
 
 
-def _report(embedder: Embedder, path: Path, matches: Sequence[Match]) -> ReportQuery:
-    answers = [Answer(Path(match.path), _who(match), match.distance) for match in matches]
-    return report_query(embedder, path, answers, title=path.name)
+def _limit(
+    training: Mapping[str, Any], calibration: Calibration | None, common: Sequence[int], prior: float
+) -> float | None:
+    """The distance below which two photos that show these parts are called the same."""
+    even = None if calibration is None else calibration.threshold(common, prior)
+    return training.get("same_below") if even is None else even
+
+
+def _chances(calibration: Calibration | None, matches: Sequence[Match], prior: float) -> list[float | None]:
+    if calibration is None:
+        return [None] * len(matches)
+    return [calibration.probability(match.distance, match.parts, prior) for match in matches]
+
+
+def _report(embedder: Embedder, found: _Found) -> ReportQuery:
+    answers = [
+        Answer(Path(match.path), _who(match), match.distance, probability=chance)
+        for match, chance in zip(found.matches, found.chances, strict=True)
+    ]
+    return report_query(embedder, found.path, answers, title=found.path.name)
 
 
 def _who(person: Match | Entry) -> str:
     return Path(person.path).name if person.identity is None else f"{person.identity} ({Path(person.path).name})"
 
 
-def _as_json(path: Path, visible: tuple[Part, ...], matches: Sequence[Match], apart: Apart) -> dict[str, Any]:
+def _as_json(found: _Found) -> dict[str, Any]:
     rows = [
         {**asdict(match), "parts": [part.name for part in match.parts], "time": _plain(match.time)}
         | {"attributes": {name: _plain(value) for name, value in match.attributes.items()}}
-        for match in matches
+        | ({} if chance is None else {"probability": chance, "prior": found.prior})
+        for match, chance in zip(found.matches, found.chances, strict=True)
     ]
-    others = [{"id": entry.id, "path": entry.path, "identity": entry.identity} for entry in apart.people]
+    others = [{"id": entry.id, "path": entry.path, "identity": entry.identity} for entry in found.apart.people]
     return {
-        "query": str(path),
-        "visible": [part.name for part in visible],
+        "query": str(found.path),
+        "visible": [part.name for part in found.visible],
         "matches": rows,
-        "apart": {"count": apart.count, "people": others},
+        "apart": {"count": found.apart.count, "people": others},
     }
 
 
@@ -152,15 +206,20 @@ def _plain(value: object) -> object:
     return value.isoformat() if isinstance(value, datetime) else value
 
 
-def _print_matches(path: Path, visible: tuple[Part, ...], matches: Sequence[Match], apart: Apart) -> None:
-    hidden = [part.title for part in PARTS if part not in visible]
-    table = Table(title=path.name, caption="hidden in the query: " + (", ".join(hidden) or "nothing"))
-    for name in ("rank", "who", "distance", "compared", "camera"):
-        table.add_column(name, justify="right" if name in ("rank", "distance") else "left")
-    for rank, match in enumerate(matches, start=1):
+def _print_matches(found: _Found) -> None:
+    matches, apart = found.matches, found.apart
+    hidden = [part.title for part in PARTS if part not in found.visible]
+    calibrated = any(chance is not None for chance in found.chances)
+    caption = "hidden in the query: " + (", ".join(hidden) or "nothing")
+    caption += f"; P(same) from a prior of {found.prior:.2g}" if calibrated else ""
+    table = Table(title=found.path.name, caption=caption)
+    for name in ("rank", "who", "distance", *(["P(same)"] if calibrated else []), "compared", "camera"):
+        table.add_column(name, justify="right" if name in ("rank", "distance", "P(same)") else "left")
+    for rank, (match, chance) in enumerate(zip(matches, found.chances, strict=True), start=1):
         compared = "all parts" if match.parts == PARTS else ", ".join(part.title for part in match.parts)
         camera = "" if match.camera is None else str(match.camera)
-        table.add_row(str(rank), _who(match), f"{match.distance:.3f}", compared, camera)
+        sure = [] if not calibrated else ["" if chance is None else as_percent(chance)]
+        table.add_row(str(rank), _who(match), f"{match.distance:.3f}", *sure, compared, camera)
     say(table)
     if apart.count:
         some = ", ".join(_who(entry) for entry in apart.people)

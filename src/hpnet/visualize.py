@@ -143,6 +143,13 @@ def verdict(right: bool | None) -> Verdict:
     return "unknown" if right is None else "right" if right else "wrong"
 
 
+def as_percent(probability: float) -> str:
+    """A probability as people read it; never 0 and never 100 %, for nothing is sure."""
+    if probability < 0.001 or probability > 0.999:
+        return "< 0.1 %" if probability < 0.5 else "> 99.9 %"
+    return f"{100 * probability:.1f} %"
+
+
 @dataclass(frozen=True, eq=False)
 class ReportMatch:
     """A match, as the report shows it.
@@ -155,6 +162,7 @@ class ReportMatch:
         part_map: of this photo; None shows the photo alone.
         part_distances: distance of each part compared, shown as bars.
         right: the same person as the query, or another; None if unknown.
+        probability: that it is the same person; None if that is not known.
     """
 
     title: str
@@ -164,6 +172,7 @@ class ReportMatch:
     part_map: UInt8[Tensor, "h w"] | None = None
     part_distances: Mapping[Part, float] = field(default_factory=dict)
     right: bool | None = None
+    probability: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -342,9 +351,14 @@ def _match(rank: int, match: ReportMatch, query: ReportQuery, scale: float) -> s
     said = verdict(match.right)
     sign = f'<span class="said">{_SIGNS[said]}</span>' if _SIGNS[said] else ""
     bars = "".join(_bar(part, match, query, scale) for part in PARTS)
+    chance = (
+        ""
+        if match.probability is None
+        else f'<span class="chance">P(same) {escape(as_percent(match.probability))}</span>'
+    )
     return (
         f'<li class="match {said}"><div class="top"><span class="rank">{rank}</span>'
-        f'<span class="distance">{match.distance:.3f}</span>{sign}</div>'
+        f'<span class="distance">{match.distance:.3f}</span>{chance}{sign}</div>'
         f"{_pictures(match.photo, match.part_map, match.title)}"
         f'<div class="who" title="{escape(match.title)}">{escape(match.title)}</div><dl class="bars">{bars}</dl></li>'
     )
@@ -430,7 +444,7 @@ grid-template-columns:repeat(auto-fill,minmax(178px,1fr));align-content:start}
 padding:8px 12px 12px;min-width:0}
 .match.right{border-color:var(--right)}.match.wrong{border-color:var(--wrong)}
 .top{display:flex;align-items:baseline;gap:8px;margin-bottom:6px;font-variant-numeric:tabular-nums}
-.rank{font-weight:700;font-size:17px}.distance{color:var(--soft)}
+.rank{font-weight:700;font-size:17px}.distance,.chance{color:var(--soft)}
 .said{margin-left:auto;font-size:13px;font-weight:600;color:var(--unknown)}
 .right .said{color:var(--right)}.wrong .said{color:var(--wrong)}
 .who{font-size:13px;margin:8px 0 6px;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}

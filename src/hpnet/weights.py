@@ -6,7 +6,6 @@ the project's own files are safetensors, and foreign PyTorch files are opened wi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import re
@@ -64,6 +63,7 @@ _TRUNKS: Final[dict[tuple[int, bool], Trunk]] = {
 # What readers of foreign files raise when the bytes are not what they expect.
 _DAMAGED: Final = (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError)
 
+_TEACHING: Final = ("classifiers.", "whole.")  # layers that only teach the others
 
 Config = TypeVar("Config")
 Network = TypeVar("Network", bound=nn.Module)
@@ -107,12 +107,6 @@ def locate(weights: str | Path) -> Path:
     raise WeightsError(f"{weights}: no such weights file")
 
 
-def fingerprint(path: Path) -> str:
-    """sha256 of the file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def save(
     model: HPNet,
     path: Path | str,
@@ -128,12 +122,10 @@ def save(
         path: a `.safetensors` file; its folder is made.
         training: what the weights were learnt from (data set, hash, recipe, seed ...), anything JSON can hold.
         dtype: of the numbers on disk; float16 halves the file.
-        classifiers: keep the training identities' classifiers, which search does not need.
+        classifiers: keep the training identities' classifiers and the global branch, which search does not need.
     """
-    config = model.config if classifiers else replace(model.config, identities=0)
-    state = {
-        name: each for name, each in model.state_dict().items() if classifiers or not name.startswith("classifiers.")
-    }
+    config = model.config if classifiers else replace(model.config, identities=0, global_branch=False)
+    state = {name: each for name, each in model.state_dict().items() if classifiers or not name.startswith(_TEACHING)}
     write_tensors(path, state, {"format": FORMAT, "config": asdict(config), "training": dict(training or {})}, dtype)
 
 
@@ -157,6 +149,27 @@ def write_tensors(
     with written_whole(Path(path)) as beside:
         # Not save_file: it makes files that only their owner may read, whatever the umask says.
         beside.write_bytes(serialise(on_disk, metadata=texts))
+
+
+def with_training(weights: str | Path, out: Path, training: Mapping[str, Any]) -> None:
+    """Write a weights file anew with another record of its training; tensors and fingerprint stay what they are.
+
+    Args:
+        weights: path of a file that `save` wrote, or the name of bundled weights.
+        out: a `.safetensors` file, which may be the same.
+        training: as for `save`.
+
+    Raises:
+        WeightsError: as `read_header`.
+    """
+    path = locate(weights)
+    with _opened(path) as file:
+        texts = dict(file.metadata() or {})
+        _header(texts, path, FORMAT, ModelConfig)
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (as in load_network)
+    texts["training"] = json.dumps(dict(training))
+    with written_whole(out) as beside:
+        beside.write_bytes(serialise(state, metadata=texts))
 
 
 def read_header(weights: str | Path) -> Header[ModelConfig]:
@@ -218,7 +231,9 @@ def is_own(path: Path) -> bool:
 
 
 def load_learnt(model: HPNet, path: Path) -> None:
-    """Start a model from weights that this project trained, to go on learning; classifiers keep their fresh values.
+    """Start a model from weights that this project trained, to go on learning.
+
+    Classifiers and global branch keep their fresh values: weights files leave them out.
 
     Args:
         model: changed in place.
@@ -228,8 +243,10 @@ def load_learnt(model: HPNet, path: Path) -> None:
         WeightsError: as `load`, or the layers differ.
     """
     learnt = load(path)
-    state = {name: tensor for name, tensor in learnt.state_dict().items() if not name.startswith("classifiers.")}
-    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("classifiers.")}
+    state, own = (
+        {name: tensor for name, tensor in each.state_dict().items() if not name.startswith(_TEACHING)}
+        for each in (learnt, model)
+    )
     if {name: tensor.shape for name, tensor in state.items()} != {name: tensor.shape for name, tensor in own.items()}:
         raise WeightsError(f"{path}: its layers ({learnt.config.trunk}, {learnt.config.branch}) are not the recipe's")
     model.load_state_dict(state, strict=False)

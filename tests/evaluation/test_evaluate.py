@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hpnet import weights
+from hpnet.calibration import Calibration, Curve
 from hpnet.cli import main
 from hpnet.data.occlusion import occlude
 from hpnet.data.reid import JUNK, Person, data_hash, read_split
@@ -24,9 +25,10 @@ from hpnet.data.synthetic import SyntheticConfig, write_market1501
 from hpnet.data.truth import read_occluded
 from hpnet.distance import part_distance
 from hpnet.embed import Embedder
-from hpnet.evaluation.evaluate import Side, evaluate, judge, percent, ranked
-from hpnet.evaluation.metrics import score, score_queries
-from hpnet.evaluation.protocols import PROTOCOLS, Protocol, masks
+from hpnet.evaluation.evaluate import Side, evaluate, judge, ranked
+from hpnet.evaluation.metrics import percent, score, score_queries
+from hpnet.evaluation.protocols import PROTOCOLS, Protocol, find_protocol, masks
+from hpnet.files import fingerprint
 from hpnet.model import HPNet, ModelConfig
 from hpnet.parts import PartFeatures
 
@@ -219,6 +221,7 @@ def test_scores_json_names_everything_that_decided_it(
     counted = [person for person in gallery if person.identity != JUNK]
     assert (len(query), len(gallery), len(counted)) == (8, 21, 19)
     assert record["weights"]["sha256"] == sha256(model_file.read_bytes()).hexdigest()
+    assert record["weights"]["fingerprint"] == fingerprint(model_file)
     assert record["weights"]["config"]["trunk"] == "resnet18"
     assert record["weights"]["config"]["mean"] == [0.486, 0.459, 0.408]
     for name, people, identities in (("query", query, 4), ("gallery", counted, 5)):
@@ -248,6 +251,39 @@ def test_scores_json_names_everything_that_decided_it(
     assert record["pairs_without_common_part"] == pytest.approx(share.double().mean().item())
     average = sum(each["queries"] * each["mAP"] for each in record["by_common_parts"].values()) / 8
     assert average == pytest.approx(record["scores"]["mAP"])
+
+
+@pytest.fixture(scope="module")
+def calibrated(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights, with probabilities."""
+    curves = {f"{number:04b}": Curve(10.0, 12.0, 100, 100) for number in range(1, 16)}
+    path = tmp_path_factory.mktemp("calibrated") / "tiny.safetensors"
+    weights.with_training(model_file, path, {"calibration": Calibration(4, curves).as_record()})
+    return path
+
+
+def test_decisions_are_judged_too(
+    calibrated: Path, model_file: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scores"
+    code, printed, _ = run(capsys, calibrated, drawn, out=out, report=tmp_path / "page")
+    assert code == 0
+    record = json.loads((out / "scores.json").read_text())
+    # One curve for all patterns ranks as the distance does.
+    assert record["ranked_by_probability"] == pytest.approx(record["scores"])
+    assert set(record["open_set"]) == {"fpir_asked", "by_distance", "by_probability"}
+    assert record["open_set"]["by_distance"]["strangers"] == 8
+    assert record["calibration"]["pairs_of_one_person"] > 0
+    page = (tmp_path / "page" / "report.html").read_text()
+    for text in ("TPIR at FPIR 1%", "by P(same)", "how far P(same) is off"):
+        assert text in " ".join(printed.split())
+        assert text in page
+    # Without a calibration, or by another distance than the calibrated one, the distance alone is judged.
+    for weights_file, options in ((model_file, {}), (calibrated, {"distance": "cosine+query"})):
+        run(capsys, weights_file, drawn, out=out, **options)
+        record = json.loads((out / "scores.json").read_text())
+        assert "calibration" not in record
+        assert set(record["open_set"]) == {"fpir_asked", "by_distance"}
 
 
 def test_the_table_prints_as_the_papers_do(
@@ -536,6 +572,27 @@ def test_held_out_identities_of_the_training_set(
     # 2 people x 2 cameras x 2 shots: the first of each is a query.
     assert record["data"]["query"]["images"] == record["data"]["gallery"]["images"] == 4
     assert record["valid_queries"] == 4
+
+
+def test_held_out_people_half_hidden(
+    model_file: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The protocol by which occlusion training is chosen; its pictures and the test set's are not mixed up."""
+    row = find_protocol("market1501-validation-occluded")
+    monkeypatch.setitem(PROTOCOLS, row.name, replace(row, held_out=1))
+    maps, pictures = drawn / "part_maps", tmp_path / "occluded"
+    assert occlude(drawn, pictures, part_maps=maps, held_out=1) == 0
+    capsys.readouterr()
+    run(capsys, model_file, drawn, protocol=row.name, occluded=pictures, out=tmp_path / "scores")
+    record = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    assert record["data"]["query"]["images"] == 3 * 2
+    assert record["data"]["gallery"]["images"] == 2
+    assert record["occlusion"]["made"]["held_out"] == 1
+    with pytest.raises(ValueError, match="of the query photos"):
+        evaluate(model_file, protocol="market1501-occluded", root=drawn, occluded=pictures, out=tmp_path)
+    monkeypatch.setitem(PROTOCOLS, row.name, row)
+    with pytest.raises(ValueError, match="--held_out 50"):
+        evaluate(model_file, protocol=row.name, root=drawn, occluded=pictures, out=tmp_path)
 
 
 def test_the_baseline_can_be_judged(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,9 +80,10 @@ def test_the_last_identities_are_kept_for_validation(tiny: Tiny) -> None:
     assert torch.equal(some.labels, everything.labels[kept])
     assert torch.equal(some.reid.photos, everything.reid.photos[kept])
     assert torch.equal(some.reid.part_maps, everything.reid.part_maps[kept])
-    photos, labels = some.validation
+    photos, labels, cameras = some.validation
     assert torch.equal(photos, everything.reid.photos[~kept])
     assert torch.equal(labels, everything.labels[~kept] - 5)
+    assert [int((cameras == camera).sum()) for camera in cameras.unique()] == [6, 6]
     assert some.description["validation_images"] == 12
     assert len(everything.validation[0]) == 0
 

@@ -420,3 +420,20 @@ def test_half_precision_features_are_measured_in_float32() -> None:
     assert loss.dtype == torch.float32
     wanted = eq_3_and_5(features.double().numpy(), seen.numpy(), identity.numpy(), 2.0)
     assert loss.item() == pytest.approx(wanted, abs=1e-5)
+
+
+# Label smoothing (Szegedy et al. 2016)
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.5])
+def test_smoothed_targets_share_out_what_they_lose(smoothing: float) -> None:
+    random = np.random.default_rng(3)
+    logits, shows, identity = random.normal(size=(5, 4, 6)), visible(5, random), random.integers(0, 6, 5)
+
+    def smoothed(at: Array) -> float:
+        log_share = at - np.logaddexp.reduce(at, axis=-1, keepdims=True)
+        target = np.full((5, 6), smoothing / 6) + (1 - smoothing) * np.eye(6)[identity]
+        return float((-(target[:, None] * log_share).sum(-1) * shows).sum() / 5)
+
+    people, seen = torch.from_numpy(identity), torch.from_numpy(shows)
+    check(lambda at: identity_loss(at, people, seen, smoothing=smoothing), smoothed, logits)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hpnet import weights
+from hpnet.calibration import calibration_of
 from hpnet.data.photos import PhotoError
 from hpnet.data.transforms import Augmentation
 from hpnet.model import ModelConfig
@@ -109,6 +110,11 @@ def test_the_weights_say_where_same_ends_and_on_whom_that_was_measured(kept_out:
     assert told["same_below_from"] == source
     assert 0 < told["same_below"] <= 2
     assert 0 <= told["same_below_error"] <= 1
+    # Probabilities come from people kept out alone.
+    assert (calibration_of(told, "") is not None) == ("calibration_from" in told) == (kept_out > 0)
+    if kept_out:
+        assert told["calibration_from"] == "validation identities: 3"
+        assert told["calibration_error"] is None, "three are too few to be divided"
 
 
 def test_losses_fall(tiny: Tiny) -> None:
@@ -580,3 +586,68 @@ def test_the_verb_runs_under_torchrun_and_checks_the_shares(recipe_file: Callabl
     refused = torchrun("-m", "hpnet", "train", str(path), "--out", str(tmp_path / "odd"), "--identities_per_batch", "3")
     assert refused.returncode != 0
     assert "must be multiples of the 2 processes" in refused.stderr
+
+
+# --- options beyond the paper
+
+
+def test_the_average_of_the_weights_is_what_is_kept(tiny: Tiny, tmp_path: Path) -> None:
+    decay = 0.6
+    plain = started(tiny(out=tmp_path / "plain"))
+    expected: dict[str, Tensor] = {}
+    batches = batches_from(plain.data, plain.recipe, range(plain.steps), plain.device)
+    for number, batch in enumerate(batches):
+        step(plain, number, *batch)
+        state = {name: each.double() for name, each in plain.model.state_dict().items() if each.is_floating_point()}
+        expected = {name: each if number == 0 else decay * expected[name] + (1 - decay) * each
+                    for name, each in state.items()}  # fmt: skip
+    averaged = started(tiny(out=tmp_path / "averaged", average_decay=decay))
+    fit(averaged, quiet=True)
+    kept = weights.load(tmp_path / "averaged" / "weights.safetensors").state_dict()
+    for name, tensor in expected.items():
+        if name in kept:
+            assert_agree(kept[name], tensor.float(), 1e-4)
+    assert any(not torch.allclose(kept[name], plain.model.state_dict()[name]) for name in kept if name in expected)
+
+
+def test_an_averaged_run_goes_on_exactly(tiny: Tiny, tmp_path: Path) -> None:
+    whole = started(tiny(average_decay=0.5, out=tmp_path / "whole"))
+    fit(whole, quiet=True)
+    fit(started(tiny(average_decay=0.5)), stop_before=3, quiet=True)
+    resumed = started(tiny(average_decay=0.5), resume=True)
+    fit(resumed, quiet=True)
+    assert_identical(whole.model.state_dict(), resumed.model.state_dict())
+    again = started(tiny(average_decay=0.5), resume=True)  # finished: nothing to do, and nothing changes
+    fit(again, quiet=True)
+    assert_identical(whole.model.state_dict(), again.model.state_dict())
+
+
+def test_the_triplet_loss_may_look_behind_the_neck(tiny: Tiny, tmp_path: Path) -> None:
+    found = []
+    for place in ("features", "embedding"):
+        run = started(tiny(triplet_on=place, out=tmp_path / place, model=replace(tiny().model, threshold=0.01)))
+        batch = next(batches_from(run.data, run.recipe, range(1), run.device))
+        torch.manual_seed(0)
+        found.append(step(run, 0, *batch))
+    assert found[0]["identity"] == found[1]["identity"]
+    assert found[0]["triplet"] != found[1]["triplet"]
+
+
+def test_a_global_branch_learns_and_stays_behind(tiny: Tiny, tmp_path: Path) -> None:
+    run = started(tiny(epochs=1, model=replace(tiny().model, global_branch=True)))
+    before = {name: each.clone() for name, each in run.model.state_dict().items()}
+    fit(run, quiet=True)
+    after = run.model.state_dict()
+    assert not torch.equal(before["whole.branch.0.conv1.weight"], after["whole.branch.0.conv1.weight"])
+    assert {"whole_identity", "whole_triplet"} <= set(rows_of(run.recipe.out)[0])
+    written = run.recipe.out / "weights.safetensors"
+    assert not weights.read_header(written).config.global_branch
+    model = weights.load(written)
+    assert not [name for name in model.state_dict() if name.startswith("whole")]
+    weights.load_learnt(started(tiny(out=tmp_path / "other", model=run.recipe.model)).model, written)
+
+
+@pytest.mark.parametrize(("name", "value"), [("average_decay", 1.0), ("label_smoothing", -0.1)])
+def test_shares_that_cannot_be_are_refused(name: str, value: float, tiny: Tiny) -> None:
+    with pytest.raises(RecipeError, match=name):
+        tiny(**{name: value})

@@ -21,15 +21,18 @@ from jaxtyping import Bool, Float, Int64
 from rich.table import Table
 from torch import Tensor
 
+from hpnet import weights as weights_file
+from hpnet.calibration import Calibration, calibration_of
 from hpnet.console import remark, say
-from hpnet.data.reid import JUNK, Person, data_hash, read_split
+from hpnet.data.reid import JUNK, Person, data_hash, hold_out, read_split
 from hpnet.data.truth import OccludedQueries, read_occluded
 from hpnet.distance import Metric, Visibility, common_part_count, part_distance
 from hpnet.embed import Embedder, read_features, write_features
-from hpnet.evaluation.metrics import RANKS, QueryScores, Scores, score_queries
-from hpnet.evaluation.protocols import Protocol, find_protocol, hold_out, masks, numbered, one_per_identity
+from hpnet.evaluation.decisions import Decisions, Pairs, decide
+from hpnet.evaluation.metrics import RANKS, QueryScores, Scores, percent, score_queries
+from hpnet.evaluation.protocols import Protocol, find_protocol, masks, numbered, one_per_identity
 from hpnet.evaluation.visibility import ACCURACY, VisibilityAccuracy, accuracy_by_part
-from hpnet.files import write_json
+from hpnet.files import sha256_of, write_json
 from hpnet.parts import PartFeatures
 from hpnet.report import Answer, report_query
 from hpnet.visualize import ReportTable, write_report
@@ -68,7 +71,22 @@ class Judgement:
     by_group: dict[str, dict[str, Scores]] = field(default_factory=dict)
 
 
-def judge(protocol: Protocol, query: Side, gallery: Side, *, seed: int = 0, groups: Groups | None = None) -> Judgement:
+def pairs_of(protocol: Protocol, query: Side, gallery: Side) -> Pairs:
+    """Distances by the protocol, and which pairs match and count."""
+    distance = part_distance(query.features, gallery.features, protocol.metric, protocol.visibility)
+    match, ignore = masks(query.people, gallery.people)
+    return Pairs(distance, match, ignore, query.features.visibility, gallery.features.visibility)
+
+
+def judge(
+    protocol: Protocol,
+    query: Side,
+    gallery: Side,
+    *,
+    seed: int = 0,
+    groups: Groups | None = None,
+    pairs: Pairs | None = None,
+) -> Judgement:
     """Rank the gallery for every query and score it by the protocol's rules.
 
     Args:
@@ -76,17 +94,18 @@ def judge(protocol: Protocol, query: Side, gallery: Side, *, seed: int = 0, grou
         query, gallery: who was seen; gallery without junk or with it, it does not count either way.
         seed: of the single-gallery-shot trials.
         groups: queries to score by themselves too; a group without a valid query has no scores.
+        pairs: what `pairs_of` gave, if it is known already.
 
     Raises:
         ValueError: no query has a right answer.
     """
-    distance = part_distance(query.features, gallery.features, protocol.metric, protocol.visibility)
-    match, ignore = masks(query.people, gallery.people)
+    pairs = pairs or pairs_of(protocol, query, gallery)
+    match, ignore = pairs.match, pairs.ignore
     if not bool((match & ~ignore).any()):
         raise ValueError("no query has a right answer in the gallery: check the data set's identities and cameras")
     common = common_part_count(query.features.visibility, gallery.features.visibility)
     trials = [
-        score_queries(distance, match, hidden, protocol.ap, protocol.ties)
+        score_queries(pairs.distance, match, hidden, protocol.ap, protocol.ties)
         for hidden in _trials(protocol, ignore, gallery.people, seed)
     ]
     means = [trial.mean() for trial in trials]
@@ -137,14 +156,17 @@ def evaluate(
     # By default every protocol of these weights finds the features that another one left.
     cache = out or folder.parent
     roots = (occluded or root, root)
-    sides = [_seen(embedder, each, place, cache) for each, place in zip((query, gallery), roots, strict=True)]
-    judgement = judge(row, sides[0], sides[1], seed=seed, groups=None if truth is None else truth.groups())
+    sides = _seen(embedder, query, roots[0], cache), _seen(embedder, gallery, roots[1], cache)
+    pairs = pairs_of(row, *sides)
+    judgement = judge(row, *sides, seed=seed, groups=None if truth is None else truth.groups(), pairs=pairs)
+    decisions = _decisions(row, pairs, sides, weights, seed)
     accuracy = {} if truth is None else accuracy_by_part(sides[0].features.visibility, truth.visible, truth.sure)
-    record = _record(row, judgement, sides, embedder, roots, seed)
+    record = _record(row, judgement, sides, embedder, roots, seed) | decisions.as_record()
+    record["weights"]["sha256"] = sha256_of(weights_file.locate(weights))
     if truth is not None:
         record["occlusion"] = _occlusion_record(judgement, accuracy, truth)
     write_json(folder / "scores.json", record)
-    tables = _tables(row, judgement, sides, accuracy)
+    tables = _tables(row, judgement, sides, accuracy) + decisions.tables(judgement.mean)
     if json:
         say(json_format.dumps(record))
     else:
@@ -157,12 +179,6 @@ def evaluate(
     return 0
 
 
-def percent(scores: Scores) -> dict[str, float]:
-    """Scores by their printed names, in percent."""
-    ranks = {f"R{rank}": 100 * value for rank, value in scores.cmc.items()}
-    return {**ranks, "mAP": 100 * scores.mean_ap, "mINP": 100 * scores.mean_inp}
-
-
 def ranked(
     protocol: Protocol, query: Side, gallery: Side, row: int, k: int
 ) -> tuple[Float[Tensor, " k"], Int64[Tensor, " k"]]:
@@ -172,6 +188,20 @@ def ranked(
     distance = distance.masked_fill(ignore[0], torch.inf)
     nearest, rows = distance.topk(min(k, len(distance)), largest=False)
     return nearest[nearest < torch.inf], rows[nearest < torch.inf]
+
+
+def _decisions(row: Protocol, pairs: Pairs, sides: tuple[Side, Side], weights: Path, seed: int) -> Decisions:
+    """How well one can decide; not by single-gallery-shot trials, whose galleries differ from query to query."""
+    if row.trials:
+        return Decisions(None)
+    calibration: Calibration | None = None
+    if (row.metric, row.visibility) == ("euclidean", "common"):  # the distance that was calibrated
+        calibration = calibration_of(weights_file.read_header(weights).training, weights)
+    query, gallery = ([each.identity for each in side.people] for side in sides)
+    both = numbered([*query, *gallery])
+    unknown = torch.tensor([each is None for each in (*query, *gallery)], dtype=torch.bool)
+    numbers = both.masked_fill(unknown, -1)
+    return decide(pairs, (numbers[: len(query)], numbers[len(query) :]), (row.ap, row.ties), calibration, seed)
 
 
 def _trials(protocol: Protocol, ignore: Bool[Tensor, "q g"], gallery: Sequence[Person], seed: int) -> list[Tensor]:
@@ -230,15 +260,20 @@ def _truth(row: Protocol, occluded: Path | None) -> OccludedQueries | None:
         raise ValueError(f"protocol {row.name} needs --occluded, the folder that hpnet occlude wrote")
     if not row.occluded and occluded is not None:
         raise ValueError(f"protocol {row.name} takes its queries from root: leave --occluded away")
-    return None if occluded is None else read_occluded(occluded, row.occluded)
+    if occluded is None:
+        return None
+    truth = read_occluded(occluded, row.occluded)
+    if truth.made.get("held_out", 0) != row.held_out:
+        wanted = f"made with --held_out {row.held_out}" if row.held_out else "of the query photos"
+        raise ValueError(f"{occluded}: protocol {row.name} needs occluded copies {wanted}")
+    return truth
 
 
 def _people(row: Protocol, root: Path, truth: OccludedQueries | None) -> tuple[list[Person], list[Person]]:
-    query = truth.people if truth else read_split(row.data_set, root, row.query)
+    query, gallery = read_split(row.data_set, root, row.query), read_split(row.data_set, root, row.gallery)
     if row.held_out:
-        return hold_out(query, row.held_out)
-    gallery = read_split(row.data_set, root, row.gallery)
-    return query, [person for person in gallery if person.identity != JUNK]
+        query, gallery = hold_out(query, row.held_out)
+    return truth.people if truth else query, [person for person in gallery if person.identity != JUNK]
 
 
 def _seen(embedder: Embedder, people: Sequence[Person], root: Path, folder: Path) -> Side:
@@ -273,7 +308,7 @@ def _record(
         "published": published,
         "protocol": rules,
         "seed": seed,
-        "weights": {"sha256": embedder.fingerprint, "config": asdict(embedder.model.config)},
+        "weights": {"fingerprint": embedder.fingerprint, "config": asdict(embedder.model.config)},
         "data": {
             name: {
                 "images": len(side.people),

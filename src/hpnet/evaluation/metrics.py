@@ -43,6 +43,12 @@ class Scores:
         return f"{ranks}  mAP {self.mean_ap:.1%}  mINP {self.mean_inp:.1%}  ({self.valid_queries} queries)"
 
 
+def percent(scores: Scores) -> dict[str, float]:
+    """Scores by their printed names, in percent."""
+    ranks = {f"R{rank}": 100 * value for rank, value in scores.cmc.items()}
+    return {**ranks, "mAP": 100 * scores.mean_ap, "mINP": 100 * scores.mean_inp}
+
+
 @dataclass(frozen=True)
 class QueryScores:
     """The same for each query by itself.

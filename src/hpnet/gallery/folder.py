@@ -5,12 +5,12 @@ In: a path. Out: the Lance data set, if it is a gallery that can be read; else o
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from hpnet.files import fingerprint
 from hpnet.gallery.columns import GalleryError
 from hpnet.gallery.commits import explained, lance
 
@@ -77,13 +77,12 @@ def _at_version(path: Path, version: int) -> LanceDataset:
 
 
 def fingerprint_of(weights: str | Path) -> str:
-    """The text itself, or the sha256 of the file it names."""
+    """The text itself, or the fingerprint of the file it names."""
     if isinstance(weights, Path) and not weights.is_file():
         raise GalleryError(f"{weights}: no such weights file")
     if not str(weights):
         raise GalleryError("weights: the fingerprint is empty")
     try:
-        with Path(weights).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return fingerprint(Path(weights))
     except OSError:
         return str(weights)

@@ -68,7 +68,8 @@ class TrainingData:
         labels: (n) identity of each, 0..c-1.
         labelled: (n) which of them have a part map.
         human: the human-labelled photos, or None.
-        validation: photos (m, 3, H, W) and identities (m) of people kept out of training; perhaps none (m = 0).
+        validation: photos (m, 3, H, W), identities (m) and cameras (m; below 0 if unknown) of people kept out of
+            training; perhaps none (m = 0).
         sampler: which rows make up the ReID batches.
         description: name, counts and hash of the data, for the weights' header.
     """
@@ -77,7 +78,7 @@ class TrainingData:
     labels: Int64[Tensor, " n"]
     labelled: Bool[Tensor, " n"]
     human: Labelled | None
-    validation: tuple[UInt8[Tensor, "m 3 H W"], Int64[Tensor, " m"]]
+    validation: tuple[UInt8[Tensor, "m 3 H W"], Int64[Tensor, " m"], Int64[Tensor, " m"]]
     sampler: IdentitySampler
     description: dict[str, str | int]
 
@@ -98,7 +99,7 @@ def load_data(recipe: Recipe, *, quiet: bool = False) -> TrainingData:
     Raises:
         ValueError: something is missing or unreadable; the text names it.
     """
-    people, kept_out, name = _training_people(recipe)
+    people, kept_out, name = training_people(recipe.reid, recipe.validation_identities)
     labels, identities = identity_labels(people)
     sampler = IdentitySampler(labels, recipe.identities_per_batch, recipe.images_per_identity, recipe.seed)
     part_maps, labelled = _part_maps_of(people, recipe, quiet=quiet)
@@ -108,7 +109,10 @@ def load_data(recipe: Recipe, *, quiet: bool = False) -> TrainingData:
         assert recipe.human_root is not None
         source = recipe.human_annotations, recipe.human_photos
         human = human_labelled(recipe.human_set, recipe.human_root, recipe.model.size, "train", *source, quiet=quiet)
-    validation = (read_stack([person.path for person in kept_out], recipe.model.size), identity_labels(kept_out)[0])
+    validation = (
+        read_stack([person.path for person in kept_out], recipe.model.size),
+        *identities_and_cameras(kept_out),
+    )
     description: dict[str, str | int] = {
         "reid": name,
         "reid_images": len(people),
@@ -180,19 +184,34 @@ def _varied(
     return image, to_cells(part_map, recipe.model.cells)
 
 
-def _training_people(recipe: Recipe) -> tuple[list[Person], list[Person], str]:
-    """The photos to train on (a data set's training split, or a table), those kept out for validation, and a name."""
-    if recipe.reid.is_file():
-        people, name = read_table(recipe.reid), recipe.reid.name
+def training_people(reid: Path, validation_identities: int) -> tuple[list[Person], list[Person], str]:
+    """The photos to train on, those kept out for validation, and a name for both.
+
+    Args:
+        reid: a data set, of which the training split is taken, or a table of photos.
+        validation_identities: so many identities, the last ones, are kept out.
+
+    Raises:
+        RecipeError: nobody is left to train on.
+    """
+    if reid.is_file():
+        people, name = read_table(reid), reid.name
     else:
-        name = find_data_set(recipe.reid)
-        people = read_split(name, recipe.reid, "train")
+        name = find_data_set(reid)
+        people = read_split(name, reid, "train")
     _, identities = identity_labels(people)
-    if recipe.validation_identities >= len(identities):
+    if validation_identities >= len(identities):
         raise RecipeError(f"validation_identities leaves none of the {len(identities)} identities to train on")
-    chosen = set(identities[: len(identities) - recipe.validation_identities])
+    chosen = set(identities[: len(identities) - validation_identities])
     train = [person for person in people if person.identity in chosen]
     return train, [person for person in people if person.identity not in chosen], name
+
+
+def identities_and_cameras(people: Sequence[Person]) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
+    """Numbers of people's identities, and of their cameras, -1 where none is known."""
+    cameras = {person.camera: number for number, person in enumerate(people) if person.camera is not None}
+    camera = [-1 if person.camera is None else cameras[person.camera] for person in people]
+    return identity_labels(people)[0], torch.tensor(camera, dtype=torch.int64)
 
 
 def _part_maps_of(

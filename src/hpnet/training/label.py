@@ -40,7 +40,7 @@ from hpnet.data.photos import (
     write_picture,
 )
 from hpnet.embed import usable_device
-from hpnet.files import write_json, written_whole
+from hpnet.files import sha256_of, write_json, written_whole
 from hpnet.parts import BACKGROUND, PARTS, Part, visible_parts
 from hpnet.training.teacher import Teacher, load_teacher, probabilities
 
@@ -112,7 +112,7 @@ def label(
     _check_names(found, root)
     model, _ = load_teacher(weights)
     model.to(usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
-    sha256 = weights_file.fingerprint(weights_file.locate(weights))
+    sha256 = sha256_of(weights_file.locate(weights))
     done = _labels_begun(out, sha256, overwrite=overwrite)
     remaining = [path for path in found if _name(path, root) not in done]
     if len(remaining) < len(found):

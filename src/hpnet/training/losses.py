@@ -23,6 +23,7 @@ def identity_loss(
     identity: Integer[Tensor, " b"],
     visibility: Bool[Tensor, "b p"],
     average: Literal["batch", "visible"] = "batch",
+    smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
     """Cross-entropy of every visible part's own classifier, summed over the parts (Eq. 2).
 
@@ -32,11 +33,13 @@ def identity_loss(
         visibility: parts that count; a part no image of the batch shows adds 0.
         average: `batch` divides by the batch size (the paper), `visible` divides each part by the number of images
             that show it (the authors' code).
+        smoothing: share of the target that is spread evenly over all classes (Szegedy et al. 2016); 0 in the paper.
     """
     b, p, c = logits.shape
     target = identity.long()[:, None].expand(b, p)
-    entropy = F.cross_entropy(_precise(logits).reshape(b * p, c), target.reshape(b * p), reduction="none").view(b, p)
-    per_part = (entropy * visibility).sum(0)
+    flat = _precise(logits).reshape(b * p, c)
+    entropy = F.cross_entropy(flat, target.reshape(b * p), reduction="none", label_smoothing=smoothing)
+    per_part = (entropy.view(b, p) * visibility).sum(0)
     if average == "batch":
         return per_part.sum() / max(b, 1)
     return (per_part / visibility.sum(0).clamp(min=1)).sum()

@@ -42,6 +42,8 @@ class RunRecipe:
         weight_decay: of either.
         seed: decides initial values and every batch.
         device: cpu, cuda; None takes a GPU if there is one.
+        average_decay: 0 = the weights of the last step; otherwise those of an exponential moving average over the
+            steps, so much of which stays at each step (0.999, for example).
         precision: bfloat16 = autocast, for GPUs and processors with bfloat16 arithmetic; parameters stay float32.
         checkpoint_minutes: a checkpoint is written at least this often, and at the end.
     """
@@ -58,6 +60,7 @@ class RunRecipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     seed: int = 0
+    average_decay: float = 0.0
     device: str | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpoint_minutes: float = 5.0
@@ -65,6 +68,7 @@ class RunRecipe:
     def __post_init__(self) -> None:
         self._at_least(1, "epochs")
         self._at_least(0, "warmup_epochs")
+        self._share("average_decay")
 
     def as_text(self) -> str:
         """The recipe in YAML, every value resolved; reading it gives the same recipe."""
@@ -79,6 +83,11 @@ class RunRecipe:
         mine, theirs = (dict(_flat(_plain(asdict(each)))) for each in (self, other))
         differing = [name for name in mine if mine[name] != theirs[name] and name not in _FREE]
         return [f"{name}: {theirs[name]!r} -> {mine[name]!r}" for name in differing]
+
+    def _share(self, *names: str) -> None:
+        for name in names:
+            if not 0 <= getattr(self, name) < 1:
+                raise RecipeError(f"{name} must be from 0 to below 1, not {getattr(self, name)}")
 
     def _at_least(self, least: int, *names: str) -> None:
         for name in names:
@@ -114,8 +123,11 @@ class Recipe(RunRecipe):
         weight_parsing: lambda_seg.
         weight_human: lambda_seg^coco.
         identity_average: `batch` as in Eq. 2, `visible` as in the authors' code.
+        label_smoothing: share of the identity loss's target that is spread over all classes; 0 in the paper.
         parsing_average: `image` as in Eq. 9, `batch` as in the authors' code.
         margin: M of Eq. 3.
+        triplet_on: what the triplet loss compares: `features` before the neck (Luo et al. 2019, the paper), or the
+            `embedding` after it.
         alternate: triplet loss on even steps and identity loss on odd ones (the authors' code) instead of their sum.
         parsing_only_epochs: epochs at the start that learn parsing alone (the authors' code: 10).
     """
@@ -138,8 +150,10 @@ class Recipe(RunRecipe):
     weight_parsing: float = 1.0
     weight_human: float = 1.0
     identity_average: Literal["batch", "visible"] = "batch"
+    label_smoothing: float = 0.0
     parsing_average: Literal["image", "batch"] = "image"
     margin: float = 0.3
+    triplet_on: Literal["features", "embedding"] = "features"
     alternate: bool = False
     parsing_only_epochs: int = 0
 
@@ -147,6 +161,7 @@ class Recipe(RunRecipe):
         super().__post_init__()
         self._at_least(1, "identities_per_batch", "images_per_identity", "human_batch")
         self._at_least(0, "validation_identities", "parsing_only_epochs")
+        self._share("label_smoothing")
         if self.model.baseline and self.parsing_only_epochs:
             raise RecipeError("parsing_only_epochs must be 0 for the baseline, which does not parse")
         if not self.model.baseline and self.part_maps is None:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final, TypeVar
 
@@ -23,6 +23,7 @@ from jaxtyping import Float, UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hpnet import weights
 from hpnet.data.sampler import generator_for
@@ -52,6 +53,7 @@ class Run:
         device: where it learns.
         share: (rank, world) of this process.
         steps_per_epoch: steps in one pass over the data.
+        average: the moving average of the model's weights and running statistics, or None.
     """
 
     recipe: RunRecipe
@@ -60,6 +62,7 @@ class Run:
     device: torch.device
     share: tuple[int, int]
     steps_per_epoch: int
+    average: AveragedModel | None = field(default=None, kw_only=True)
 
     @property
     def steps(self) -> int:
@@ -82,6 +85,8 @@ def go(
 ) -> int:
     """Step after step until the end, or until Ctrl-C, which ends the run at the next whole step with a checkpoint.
 
+    At the run's end the model takes over the average of its weights, if the recipe wants one.
+
     Args:
         run: its model and optimiser are changed.
         batches: the batches of consecutive steps, counted from 0 over the whole run.
@@ -100,6 +105,8 @@ def go(
         for batch in batches(range(done, last)):
             waited = time.monotonic() - started
             values = step(done, batch)
+            if run.average is not None:
+                run.average.update_parameters(run.model)
             done += 1
             values |= {"seconds": time.monotonic() - started, "wait": waited}
             if log is not None:
@@ -112,6 +119,8 @@ def go(
                 saved = time.monotonic()
             started = time.monotonic()
     _save_checkpoint(run, done)
+    if run.average is not None and done == run.steps:
+        run.model.load_state_dict(run.average.module.state_dict())
     return done
 
 
@@ -148,6 +157,14 @@ def optimiser_for(recipe: RunRecipe, groups: tuple[list[nn.Parameter], list[nn.P
 def autocast(run: Run) -> torch.autocast:
     """The recipe's precision, as a context."""
     return torch.autocast(run.device.type, torch.bfloat16, enabled=run.recipe.precision == "bfloat16")
+
+
+def average_of(recipe: RunRecipe, model: nn.Module) -> AveragedModel | None:
+    """Where a moving average of the model is kept, if the recipe wants one."""
+    if not recipe.average_decay:
+        return None
+    average = get_ema_multi_avg_fn(recipe.average_decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
 
 def backward(loss: Float[Tensor, ""]) -> None:
@@ -278,6 +295,8 @@ def _restore(run: Run) -> int:
     try:
         run.model.load_state_dict(state["model"])
         run.optimiser.load_state_dict(state["optimiser"])
+        if run.average is not None:
+            run.average.load_state_dict(state["average"])
         return int(state["step"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RecipeError(f"{path}: not a checkpoint of this run ({str(error).splitlines()[0]})") from error
@@ -287,6 +306,8 @@ def _save_checkpoint(run: Run, done: int) -> None:
     if not run.leads:
         return
     state = {"model": run.model.state_dict(), "optimiser": run.optimiser.state_dict(), "step": done}
+    if run.average is not None:
+        state["average"] = run.average.state_dict()
     with written_whole(run.recipe.out / "checkpoint.pt") as beside:
         torch.save(state, beside)
 

@@ -32,6 +32,7 @@ from hpnet.training.run import (
     Run,
     as_numbers,
     autocast,
+    average_of,
     backward,
     check_folder,
     device_for,
@@ -147,7 +148,8 @@ def setup(recipe: TeacherRecipe, *, resume: bool = False, quiet: bool = False) -
     if not resume:
         open_folder(recipe)
     steps = max(1, len(train.photos) // recipe.batch)
-    return TeacherRun(recipe, model, optimiser, device, (0, 1), steps, train, held_out)
+    average = average_of(recipe, model)
+    return TeacherRun(recipe, model, optimiser, device, (0, 1), steps, train, held_out, average=average)
 
 
 def fit(run: TeacherRun, *, stop_before: int | None = None, quiet: bool = False) -> int:

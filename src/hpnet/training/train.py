@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hpnet import weights
+from hpnet.calibration import KnownPeople
 from hpnet.console import say
 from hpnet.data.sampler import generator_for
 from hpnet.distance import part_distance
@@ -25,6 +26,7 @@ from hpnet.embed import Embedder
 from hpnet.evaluation.metrics import equal_error
 from hpnet.model import HPNet
 from hpnet.training.batches import ParsingBatch, ReIDBatch, TrainingData, batches_from, load_data
+from hpnet.training.calibrate import calibration_record
 from hpnet.training.losses import identity_loss, parsing_loss, triplet_loss
 from hpnet.training.recipe import Recipe, read_recipe
 from hpnet.training.run import (
@@ -33,6 +35,7 @@ from hpnet.training.run import (
     across_devices,
     as_numbers,
     autocast,
+    average_of,
     backward,
     check_folder,
     device_for,
@@ -106,7 +109,9 @@ def setup(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> ReIDR
     if leads and not resume:
         open_folder(recipe)
     optimiser = optimiser_for(recipe, model.parameter_groups())
-    return ReIDRun(recipe, model, optimiser, device, share, data.steps_per_epoch, data)
+    return ReIDRun(
+        recipe, model, optimiser, device, share, data.steps_per_epoch, data, average=average_of(recipe, model)
+    )
 
 
 def fit(run: ReIDRun, *, stop_before: int | None = None, quiet: bool = False) -> int:
@@ -159,13 +164,27 @@ def _reid_losses(run: ReIDRun, number: int, batch: ReIDBatch) -> dict[str, tuple
         losses["parsing"] = (recipe.weight_parsing, loss)
     if parsing_only:
         return losses
-    if not recipe.alternate or number % 2 == 1:
-        loss = identity_loss(output.identity_logits, batch.identity, output.visibility, recipe.identity_average)
+    learns_identity, learns_triplet = (not recipe.alternate or number % 2 == turn for turn in (1, 0))
+    if learns_identity:
+        loss = _identity(recipe, output.identity_logits, batch.identity, output.visibility)
         losses["identity"] = (recipe.weight_identity, loss)
-    if not recipe.alternate or number % 2 == 0:
-        loss = triplet_loss(output.features, output.visibility, batch.identity, recipe.margin)
+    if learns_triplet:
+        compared = output.features if recipe.triplet_on == "features" else output.embedding
+        loss = triplet_loss(compared, output.visibility, batch.identity, recipe.margin)
         losses["triplet"] = (recipe.weight_triplet, loss)
+    if output.whole is not None:
+        always = torch.ones_like(output.visibility[:, :1])
+        if learns_identity:
+            loss = _identity(recipe, output.whole.identity_logits, batch.identity, always)
+            losses["whole_identity"] = (recipe.weight_identity, loss)
+        if learns_triplet:
+            loss = triplet_loss(output.whole.features, always, batch.identity, recipe.margin)
+            losses["whole_triplet"] = (recipe.weight_triplet, loss)
     return losses
+
+
+def _identity(recipe: Recipe, logits: Tensor, identity: Tensor, visibility: Tensor) -> Float[Tensor, ""]:
+    return identity_loss(logits, identity, visibility, recipe.identity_average, recipe.label_smoothing)
 
 
 @contextmanager
@@ -192,13 +211,14 @@ def _provenance(run: ReIDRun) -> dict[str, Any]:
     }
 
 
-def _threshold(run: ReIDRun) -> dict[str, float | str]:
+def _threshold(run: ReIDRun) -> dict[str, Any]:
     """The distance below which two photos are called the same person: where both kinds of error are equally frequent.
 
     Measured on people kept out of training; without such people on the training photos themselves, which flatters it,
-    and the header says so.
+    and the header says so. Probabilities of the same person are fitted on people kept out alone: one that is known to
+    be too sure is worse than none.
     """
-    photos, labels = run.data.validation
+    photos, labels, cameras = run.data.validation
     source = "validation identities"
     if not len(photos):
         source, chosen = "training identities", generator_for(run.recipe.seed, "threshold")
@@ -210,7 +230,10 @@ def _threshold(run: ReIDRun) -> dict[str, float | str]:
     if not bool((match & distance.isfinite()).any()) or bool((match | ~distance.isfinite()).all()):
         return {"same_below_from": "nothing: no pairs to compare"}
     threshold, error = equal_error(distance, match)
-    return {"same_below": threshold, "same_below_error": error, "same_below_from": source}
+    told = {"same_below": threshold, "same_below_error": error, "same_below_from": source}
+    if not len(cameras):
+        return told
+    return told | calibration_record(KnownPeople(features, labels, cameras), source)
 
 
 def _report(run: ReIDRun, done: int, *, json: bool) -> None:
