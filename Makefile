@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: all demo test lint format bench clean
+.PHONY: all demo test lint format bench results clean
 all: lint test
 
 # torch first: its exact build is pinned, and nothing else may pull in another one.
@@ -33,6 +33,9 @@ bench: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/gallery.py
+
+results: $(READY)
+	$(BIN)/python benchmarks/results.py write
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
