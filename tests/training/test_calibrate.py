@@ -10,6 +10,7 @@ import pytest
 
 from hpnet import weights
 from hpnet.calibration import calibration_of
+from hpnet.data.occlusion import occlude
 from hpnet.data.reid import read_split
 from hpnet.files import fingerprint
 from hpnet.model import ModelConfig
@@ -81,6 +82,23 @@ def test_people_from_elsewhere_are_all_taken(trained: Path, dolls: Path, tmp_pat
     told = weights.read_header(out).training
     assert told["calibration_from"] == "identities of people.csv: 4"
     assert told["calibration_error"] is not None
+
+
+def test_occluded_copies_of_them_count_too(trained: Path, dolls: Path, tmp_path: Path) -> None:
+    maps, copies, out = dolls / "part_maps", tmp_path / "copies", tmp_path / "new.safetensors"
+    occlude(dolls, copies, part_maps=maps, held_out=3, kinds=("frame",))
+    calibrate(trained, reid=dolls, occluded=copies, out=out, device="cpu")
+    told, before = (weights.read_header(each).training for each in (out, trained))
+    assert told["calibration_from"] == "validation identities, with 6 occluded copies: 3"
+    assert told["calibration"] != before["calibration"]
+
+
+@pytest.mark.parametrize("held_out", [0, 4])
+def test_copies_of_others_are_refused(held_out: int, trained: Path, dolls: Path, tmp_path: Path) -> None:
+    occlude(dolls, tmp_path / "copies", part_maps=dolls / "part_maps", held_out=held_out, kinds=("frame",))
+    with pytest.raises(ValueError, match="no copy of somebody to calibrate on"):
+        calibrate(trained, reid=dolls, occluded=tmp_path / "copies", out=tmp_path / "w.safetensors", device="cpu")
+    assert not (tmp_path / "w.safetensors").exists()
 
 
 @pytest.mark.parametrize(

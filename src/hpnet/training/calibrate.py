@@ -8,7 +8,7 @@ cameras that differ from those of training.
 from __future__ import annotations
 
 import json as json_format
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from hpnet import weights as weights_file
 from hpnet.calibration import Calibration, KnownPeople, fit
 from hpnet.console import say
 from hpnet.data.reid import Person, data_hash, identity_labels
+from hpnet.data.truth import read_manifest, read_occluded
 from hpnet.distance import part_distance
 from hpnet.embed import Embedder
 from hpnet.evaluation.reliability import Reliability, Tally
@@ -31,6 +32,7 @@ def calibrate(
     *,
     reid: Path,
     validation_identities: int | None = None,
+    occluded: Path | None = None,
     out: Path | None = None,
     device: str | None = None,
     batch_size: int = 32,
@@ -45,6 +47,8 @@ def calibrate(
         reid: a data set (its training split is used), or a CSV of photos with identities and, if known, cameras.
         validation_identities: take its last so many identities, all if there are no more; by default those that
             training kept out.
+        occluded: folder that hpnet occlude --held_out wrote of the same people: their occluded copies count too. Whole
+            people alone make probabilities too sure of hidden ones.
         out: the file to write; by default the weights file itself.
         device: cpu or cuda; a GPU is taken if there is one.
         batch_size: photos that go through the network together.
@@ -54,6 +58,9 @@ def calibrate(
         raise ValueError(f"{weights}: give --out, the file to write; bundled weights stay as they are")
     training = weights_file.read_header(weights).training
     people, source = _kept_out(training, reid, validation_identities)
+    if occluded is not None:
+        copies = _copies(occluded, people)
+        people, source = [*people, *copies], f"{source}, with {len(copies)} occluded copies"
     embedder = Embedder(weights, device=device, batch_size=batch_size)
     embedded = embedder.embed_files([person.path for person in people], progress=f"embedding {len(people)} photos")
     if embedded.failures:
@@ -135,6 +142,23 @@ def _kept_out(training: Mapping[str, Any], reid: Path, count: int | None) -> tup
         raise ValueError(f"validation_identities must be at least 1, not {count}")
     chosen = everybody if count >= total else training_people(reid, count)[1]
     return chosen, f"identities of {name}"
+
+
+def _copies(occluded: Path, people: Sequence[Person]) -> list[Person]:
+    """Occluded copies of these people.
+
+    Raises:
+        ValueError: the folder shows others, such as a test set's queries.
+    """
+    manifest = read_manifest(occluded)
+    copies = read_occluded(occluded, list(manifest["kinds"])).people
+    names = {person.path.stem for person in people}
+    if stranger := next((copy for copy in copies if copy.path.stem not in names), None):
+        raise ValueError(
+            f"{occluded}: {stranger.path.name} is no copy of somebody to calibrate on; make the copies with "
+            "hpnet occlude --held_out"
+        )
+    return copies
 
 
 def _table(record: Mapping[str, Any]) -> Table:
