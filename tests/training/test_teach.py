@@ -6,12 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as run_length
 
+from hpnet.data.synthetic import draw
 from hpnet.data.transforms import Augmentation
-from hpnet.training.recipe import RecipeError
+from hpnet.parts import PARTS
+from hpnet.training.recipe import RecipeError, read_recipe
 from hpnet.training.teach import (
     NAMES,
     TeacherRecipe,
@@ -66,6 +70,47 @@ def test_a_finished_run_leaves_weights_scores_and_a_sheet(small: Make) -> None:
     with Image.open(run.recipe.out / "held_out.jpg") as sheet:
         assert sheet.width > 9 * 32
     assert len((run.recipe.out / "log.jsonl").read_text().splitlines()) == 4
+
+
+def densepose_split(root: Path, split: str, seeds: range) -> None:
+    """Drawn people as DensePose-COCO has them: a photo each, masks run-length coded on 256 x 256 cells of the box."""
+    folder = root / f"{split}2014"
+    folder.mkdir(parents=True)
+    images, annotations = [], []
+    for number in seeds:
+        drawing, name = draw(number, 0, 0, seed=5, size=(128, 64)), f"COCO_{split}2014_{number:012d}.jpg"
+        Image.fromarray(drawing.photo.permute(1, 2, 0).numpy()).save(folder / name, quality=95)
+        cells = np.asarray(Image.fromarray(drawing.part_map.numpy()).resize((256, 256), Image.Resampling.NEAREST))
+        masks: list[Any] = [[] for _ in range(14)]
+        for part, label in zip(PARTS, (14, 1, 6, 8), strict=True):  # head, torso, a thigh, a shin
+            encoded = run_length.encode(np.asfortranarray((cells == part.label).astype(np.uint8)))
+            masks[label - 1] = {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")}
+        images.append({"id": number, "file_name": name, "height": 128, "width": 64})
+        person = {"id": number, "image_id": number, "bbox": [0, 0, 64, 128], "keypoints": [5, 5, 2] * 17}
+        annotations.append({**person, "dp_masks": masks})
+    (root / "annotations").mkdir(exist_ok=True)
+    list_name = {"train": "train", "val": "minival"}[split]
+    record = {"images": images, "annotations": annotations, "categories": []}
+    (root / "annotations" / f"densepose_coco_2014_{list_name}.json").write_text(json.dumps(record))
+
+
+def test_the_papers_teacher_learns_from_densepose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The recipe as it is shipped, but for a small trunk and few steps, on drawn people in the real format."""
+    root, out = tmp_path / "densepose_coco", tmp_path / "teacher"
+    densepose_split(root, "train", range(8))
+    densepose_split(root, "val", range(8, 11))
+    recipe = Path(__file__).parents[2] / "recipes" / "teacher_densepose.yaml"
+    small_one = ["--initial", "null", "--model.trunk", "resnet18", "--model.size", "[64,32]", "--device", "cpu"]
+    words = ["--human_root", str(root), "--out", str(out), "--batch", "4", "--epochs", "2", *small_one]
+    assert teach(recipe, *words, json=True) == 0
+    capsys.readouterr()
+    scores = json.loads((out / "scores.json").read_text())
+    assert (scores["human"], scores["human_images"], scores["held_out_images"]) == ("densepose", 8, 3)
+    assert all(0 <= value <= 1 for value in scores["iou"].values())
+    run = started(
+        TeacherRecipe(**(vars(read_recipe(out / "recipe.yaml", kind=TeacherRecipe)) | {"out": out / "again"}))
+    )
+    assert {int(label) for label in run.train.part_maps.unique()} == {0, 1, 2, 3, 4}
 
 
 def test_every_crop_comes_with_every_margin(small: Make) -> None:
