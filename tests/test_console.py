@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from rich.table import Table
 
 from hpnet.console import remark, say, tell_skipped, tracked
 
@@ -15,6 +16,18 @@ def test_results_and_remarks_go_separate_ways(capsys: pytest.CaptureFixture[str]
     printed = capsys.readouterr()
     assert printed.out == long + "\n"  # neither wrapped nor taken for markup
     assert printed.err == "look at [this]\nskipped a.jpg: damaged\n"
+
+
+def test_names_are_neither_markup_nor_emoji(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("[b]head", title="[x]a.jpg")
+    table.add_row("cam:100:5 [red]")
+    say(table)
+    say('{"path": "a:cat:b.jpg"}')
+    remark("a:cat:b.jpg")
+    printed = capsys.readouterr()
+    for name in ("[x]a.jpg", "[b]head", "cam:100:5 [red]", "a:cat:b.jpg"):
+        assert name in printed.out
+    assert printed.err == "a:cat:b.jpg\n"
 
 
 def test_progress_passes_every_item_on_and_stays_off_standard_output(capsys: pytest.CaptureFixture[str]) -> None:

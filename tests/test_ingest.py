@@ -145,6 +145,7 @@ def test_further_columns_of_a_table_are_attributes(put: Callable[..., Any]) -> N
         ("Shop Name", ["a", "b"], "'Shop Name' must be small"),
         ("distance", [1, 2], "taken"),
         ("floor", [1, "b"], "mixes"),
+        ("identity", [1, "b"], r"people\.csv: identity: mixes"),
     ],
 )
 def test_columns_that_a_gallery_cannot_take_are_refused_before_anything_is_made(
@@ -155,6 +156,23 @@ def test_columns_that_a_gallery_cannot_take_are_refused_before_anything_is_made(
     with pytest.raises(GalleryError, match=words):
         put(tmp_path / "people.csv")
     assert not (tmp_path / "g").exists()
+
+
+def test_an_empty_folder_becomes_a_gallery(put: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "g").mkdir()
+    assert put("people.csv")[0] == 0
+    assert put("people.csv")[3].count() == 12, "and is opened the next time"
+
+
+def test_another_writer_may_make_the_gallery_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = Gallery.create
+
+    def late(path: Path, weights: str) -> Gallery:
+        create(path, weights)  # the other one's
+        return create(path, weights)
+
+    monkeypatch.setattr(Gallery, "create", late)
+    assert ingest._opened(tmp_path / "g", "weights").count() == 0
 
 
 def test_a_folder_and_a_single_photo_go_in_under_their_full_paths(put: Callable[..., Any], world: Path) -> None:

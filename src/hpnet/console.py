@@ -13,12 +13,13 @@ Item = TypeVar("Item")
 
 def say(result: RenderableType) -> None:
     """Print a result: a table, or text as it is, unwrapped."""
-    Console().print(result, markup=False, highlight=False, soft_wrap=isinstance(result, str))
+    # ":100:" in a name is no emoji, and "[x]" no markup.
+    Console(markup=False, emoji=False).print(result, highlight=False, soft_wrap=isinstance(result, str))
 
 
 def remark(text: str) -> None:
     """Print what a person may want to know and a machine need not."""
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+    Console(stderr=True, markup=False, emoji=False).print(text, highlight=False, soft_wrap=True)
 
 
 def tell_skipped(reasons: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ import json as json_format
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
@@ -26,8 +27,8 @@ from hpnet.data.photos import PHOTO_SUFFIXES
 from hpnet.data.reid import Person, read_folder, read_table
 from hpnet.data.tracks import Box, Track, read_boxes, tracks_of
 from hpnet.embed import Embedder
-from hpnet.gallery import Attribute, Gallery, Moment, Value
-from hpnet.gallery.columns import attribute_columns
+from hpnet.gallery import Attribute, Gallery, GalleryError, Moment, Value
+from hpnet.gallery.columns import attribute_columns, typed_column
 from hpnet.parts import PartFeatures
 from hpnet.tracklets import Tracklet
 
@@ -112,7 +113,7 @@ def add(
     if boxes is None:
         _refuse_footage(source, {"every": every, "start": start, "fps": fps, "confidence": confidence})
         people = read_table(source) if source.suffix.lower() == ".csv" else read_folder(source)
-        attribute_columns(_attributes(people))  # what a gallery cannot take is said before anything is looked at
+        _check_columns(source, people)
         embedder = Embedder(weights, device=device, batch_size=batch_size)
         arriving = _photographed(people[skip:], where, embedder, course)
     else:
@@ -122,13 +123,27 @@ def add(
         clock = _Clock(_moment(start, footage), where)
         embedder = Embedder(weights, device=device, batch_size=batch_size)
         arriving = _filmed(footage, tracks, clock, smallest, embedder, course)
-    store = (
-        Gallery.open(gallery, embedder.fingerprint)
-        if gallery.exists()
-        else Gallery.create(gallery, embedder.fingerprint)
-    )
+    store = _opened(gallery, embedder.fingerprint)
     _commit(store, arriving, course)
     return _tell(store, gallery, course, json=json)
+
+
+def _check_columns(source: Path, people: Sequence[Person]) -> None:
+    """What a gallery cannot take is said before anything is looked at."""
+    try:
+        for name in ("identity", "camera", "time"):
+            typed_column(name, [getattr(person, name) for person in people])
+        attribute_columns(_attributes(people))
+    except GalleryError as error:
+        raise GalleryError(f"{source}: {error}") from error
+
+
+def _opened(gallery: Path, fingerprint: str) -> Gallery:
+    """The gallery, made if nothing is there, or an empty folder; perhaps another writer makes it at the same moment."""
+    if not gallery.exists() or (gallery.is_dir() and not any(gallery.iterdir())):
+        with suppress(GalleryError):
+            return Gallery.create(gallery, fingerprint)
+    return Gallery.open(gallery, fingerprint)
 
 
 def _commit(store: Gallery, arriving: Iterator[tuple[int, list[_Sighting]]], course: _Course) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +21,7 @@ from hpnet.console import remark, say
 from hpnet.gallery import Entry, Gallery, Moment, Version
 from hpnet.parts import PARTS
 
+_LAST_SECOND: Final = datetime.max.replace(tzinfo=UTC).timestamp()
 _UNITS: Final = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 
 
@@ -158,11 +158,15 @@ def history(gallery: Path, *, limit: int = 20, restore: int | None = None, json:
 def _moment(text: str) -> Moment:
     """The moment that a person wrote."""
     if (age := _age(text)) is not None:
-        return datetime.now(UTC) - age
+        with suppress(OverflowError):
+            return datetime.now(UTC) - age
+        raise ValueError(f"before: {text!r} is longer ago than there are years")
+    if re.fullmatch(r"(19|20)[0-9]{6}", text):  # in August 1970, if these were seconds
+        raise ValueError(f"before: {text!r} may be a date; write it like 2024-05-01, or seconds like {text}.0")
     for read in (float, datetime.fromisoformat):
         with suppress(ValueError):
             moment = read(text)
-            if isinstance(moment, datetime) or isfinite(moment):
+            if isinstance(moment, datetime) or abs(moment) <= _LAST_SECOND:
                 return moment
     message = "is no age (30d, 12h), no moment (2024-05-01, 2024-05-01T12:00) and no number of seconds"
     raise ValueError(f"before: {text!r} {message}")
@@ -170,7 +174,10 @@ def _moment(text: str) -> Moment:
 
 def _age(text: str) -> timedelta | None:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([wdhms])", text.strip())
-    return timedelta(**{_UNITS[found[2]]: float(found[1])}) if found else None
+    try:
+        return timedelta(**{_UNITS[found[2]]: float(found[1])}) if found else None
+    except OverflowError:
+        raise ValueError(f"{text!r} is longer ago than there are years") from None
 
 
 def _say_removed(store: Gallery, count: int, *, dry_run: bool, as_json: bool) -> None:

@@ -86,6 +86,10 @@ def test_a_sequence_of_motchallenge_tells_its_rate_and_folder(tmp_path: Path) ->
         assert footage.fps == 25
         assert [frame.seconds for frame in footage.frames([1, 2])] == [0, 0.04]  # type: ignore[union-attr]
     assert open_footage(tmp_path, fps=10.0).fps == 10
+    for outside in ("..", str(tmp_path.parent)):
+        (tmp_path / "seqinfo.ini").write_text(info.replace("imDir=img1", f"imDir={outside}"))
+        with pytest.raises(FootageError, match=r"seqinfo\.ini: imDir .* lies outside the sequence"):
+            open_footage(tmp_path)
     (tmp_path / "seqinfo.ini").write_text(info.replace("25", "fast"))
     with pytest.raises(FootageError, match="frameRate=fast; give --fps"):
         open_footage(tmp_path)

@@ -221,6 +221,11 @@ def test_a_table_is_read_with_numbers_names_and_gaps(crops: Path) -> None:
     ]
 
 
+def test_numbers_with_leading_zeros_stay_names(crops: Path) -> None:
+    table = _table(crops, "path,badge\ncrops/a.jpg,00123\ncrops/b.jpg,-12\n")
+    assert [person.attributes for person in read_table(table)] == [{"badge": "00123"}, {"badge": -12}]
+
+
 def test_a_tables_time_is_seconds_or_a_moment(crops: Path) -> None:
     text = 'path,time\ncrops/a.jpg,12.5\ncrops/b.jpg,2024-05-01T12:00:00Z\n"crops/c, d.jpg", \n'
     noon = datetime(2024, 5, 1, 12, tzinfo=UTC)
@@ -243,6 +248,7 @@ def test_a_table_may_have_a_byte_order_mark_spaces_and_absolute_paths(crops: Pat
         ("path\ncrops/a.jpg\n./crops/a.jpg\n", r"line 3: ./crops/a.jpg stands in line 2 already"),
         ("path,identity\n,4\n", r"line 2: the path is empty"),
         ("path,time\ncrops/a.jpg,noon\n", r"line 2: time 'noon' is neither seconds nor a moment"),
+        ("path,time\ncrops/a.jpg,20240501\n", r"line 2: time '20240501' may be a date; write it like 2024-05-01"),
         ("path,time\ncrops/a.jpg,inf\n", r"line 2: time 'inf' is neither seconds nor a moment"),
         ("path,identity\ncrops/c, d.jpg,4\n", r"line 2: has more fields .* put quotes"),
         ("path\n" + "\n".join(f"{n}.jpg" for n in range(7)), r"0.jpg: no such.*4.jpg: no such file \(and 2 more\)"),

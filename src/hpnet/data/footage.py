@@ -199,6 +199,8 @@ def open_footage(source: Path, fps: float | None = None) -> Footage:
     if source.is_dir():
         info = _sequence_info(source)
         folder = source / info.get("imdir", FRAMES_FOLDER)
+        if not folder.resolve().is_relative_to(source.resolve()):
+            raise FootageError(f"{source / _INFO}: imDir {info['imdir']!r} lies outside the sequence")
         folder = folder if folder.is_dir() else source
         return FrameFolder(folder, fps if fps is not None else _rate(source, info), _numbered(folder))
     if not source.is_file():

@@ -507,7 +507,7 @@ def _person(table: Path, row: dict[str, str]) -> Person:
 
 def _attribute(text: str) -> int | float | str:
     text = text.strip()
-    if re.fullmatch(r"-?[0-9]+", text):
+    if re.fullmatch(r"-?(0|[1-9][0-9]*)", text):  # 007 is a name
         return int(text)
     return float(text) if re.fullmatch(r"-?[0-9]*\.[0-9]+", text) else text
 
@@ -515,6 +515,8 @@ def _attribute(text: str) -> int | float | str:
 def _moment(text: str) -> float | datetime | None:
     if not (text := text.strip()):
         return None
+    if re.fullmatch(r"(19|20)[0-9]{6}", text):  # in August 1970, if these were seconds
+        raise DataSetError(f"time {text!r} may be a date; write it like 2024-05-01, or seconds like {text}.0")
     for read in (float, datetime.fromisoformat):
         try:
             moment: float | datetime = read(text)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Final
 
 import torch
@@ -40,7 +41,8 @@ class OpenSet:
 
     def as_record(self) -> dict[str, Any]:
         """For result files; rates in percent."""
-        rates = {"tpir": 100 * self.tpir, "fpir": 100 * self.fpir, "thresholds": list(self.thresholds)}
+        thresholds = [each if isfinite(each) else None for each in self.thresholds]  # JSON knows no infinity
+        rates = {"tpir": 100 * self.tpir, "fpir": 100 * self.fpir, "thresholds": thresholds}
         return {**rates, "genuine": self.genuine, "strangers": self.strangers}
 
 

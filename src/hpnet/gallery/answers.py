@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hpnet.distance import Visibility
 from hpnet.gallery.columns import ATTRIBUTES, Attribute, Moment, Value, among, free_attributes, part_columns
-from hpnet.gallery.listing import Entry, entries
+from hpnet.gallery.listing import Entry, entries, joined
 from hpnet.gallery.nearest import is_compared
 from hpnet.parts import PARTS, Part
 
@@ -95,7 +95,7 @@ def apart(
     known: dict[tuple[bool, ...], Apart] = {}
     for pattern in set(patterns) if names else ():
         hidden = [f"NOT {names[part]}" for part, shows in zip(chosen, pattern, strict=True) if shows]
-        further = " AND ".join(hidden if condition is None else [*hidden, f"({condition})"]) or None
+        further = joined(condition, *hidden)
         count = snapshot.count_rows(further)
         known[pattern] = Apart(count, entries(snapshot, further, limit, False, None) if count else [])
     return [known.get(pattern, Apart(0, [])) for pattern in patterns]

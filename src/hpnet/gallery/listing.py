@@ -5,6 +5,7 @@ In: a commit of the gallery, and a condition. Out: `Entry`s in the order of thei
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from hpnet.parts import Part
 if TYPE_CHECKING:
     from lance import LanceDataset
 
+_QUOTED: Final = r"'[^']*'|\"[^\"]*\"|`[^`]*`"  # in SQL; a bracket in it is none
 PART: Final = "part"  # counts by the parts that are visible; not a column
 
 
@@ -57,14 +59,23 @@ class Entry:
 def entries(snapshot: LanceDataset, condition: str | None, limit: int, newest: bool, after: int | None) -> list[Entry]:
     """A page of people: see `Gallery.entries`."""
     further = f"_rowid {'<' if newest else '>'} {after}" if after is not None else None
-    both = " AND ".join(f"({each})" for each in (condition, further) if each is not None)
-    chosen = _first_ids(snapshot, both or None, limit, newest)
+    chosen = _first_ids(snapshot, joined(condition, further), limit, newest)
     free = free_attributes(snapshot.schema)
     known = [name for name in ATTRIBUTES if name in snapshot.schema.names]
     columns = ["path", "added", *known, *part_columns(snapshot.schema), *free]
     table = snapshot.to_table(columns=columns, filter=among(chosen.tolist()), with_row_id=True)
     rows = {row["_rowid"]: row for row in table.to_pylist()}
     return [_entry(rows[number], free) for number in chosen.tolist()]
+
+
+def joined(condition: str | None, *further: str | None) -> str | None:
+    """A filter and what else must hold. Raises GalleryError where the filter would get out of its brackets."""
+    depth = 0
+    for character in re.sub(_QUOTED, "", condition or ""):
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if depth < 0:
+            raise GalleryError(f"filter {condition!r}: a bracket is closed that was not opened")
+    return " AND ".join(f"({each})" for each in (condition, *further) if each is not None) or None
 
 
 def _first_ids(snapshot: LanceDataset, condition: str | None, limit: int, newest: bool) -> NDArray[np.int64]:

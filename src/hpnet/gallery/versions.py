@@ -21,6 +21,7 @@ _EVENTS: Final = {
     "Delete": "people removed",
     "Merge": "a column added",
     "ReserveFragments": "compaction begun",
+    "BaseOperation": "compaction begun",  # the same, as Lance's reader calls it
     "Rewrite": "compacted",
     "Restore": "an older version restored",
 }
@@ -65,6 +66,8 @@ class Compaction:
 
 def history(snapshot: LanceDataset, limit: int | None) -> list[Version]:
     """The versions, newest first: see `Gallery.history`."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, not {limit}")
     states = sorted(snapshot.versions(), key=lambda state: int(state["version"]))
     people = [int(state["metadata"]["total_rows"]) for state in states]
     first = 0 if states[0]["version"] == 1 else None

@@ -21,7 +21,7 @@ from torch import Tensor
 from hpnet.console import remark, tell_skipped, tracked
 from hpnet.data.parsing import MARGIN, parsing_hash, read_densepose, read_pascal, stack
 from hpnet.data.photos import Failure, read_part_map, read_stack
-from hpnet.data.reid import Person, data_hash, find_data_set, identity_labels, read_split, read_table
+from hpnet.data.reid import Person, data_hash, find_data_set, identity_labels, locate, read_split, read_table
 from hpnet.data.sampler import IdentitySampler, generator_for
 from hpnet.data.transforms import augment, to_cells
 from hpnet.parts import PARTS
@@ -119,7 +119,7 @@ def load_data(recipe: Recipe, *, quiet: bool = False) -> TrainingData:
         "reid_identities": len(identities),
         "part_maps": int(labelled.sum()),
         "validation_images": len(kept_out),
-        "reid_hash": data_hash(people, recipe.reid if recipe.reid.is_dir() else recipe.reid.parent),
+        "reid_hash": data_hash(people, folder_of(recipe.reid)),
         "human": recipe.human_set if human else "off",
         "human_images": len(human.photos) if human else 0,
         "human_hash": parsing_hash(recipe.human_root) if human and recipe.human_root else "off",
@@ -182,6 +182,11 @@ def _varied(
     photos, maps = source.photos[rows].to(device), source.part_maps[rows].to(device)
     image, part_map = augment(photos, maps, recipe.augmentation, chance, recipe.model.mean)
     return image, to_cells(part_map, recipe.model.cells)
+
+
+def folder_of(reid: Path) -> Path:
+    """The folder that the photos' names are relative to, however it was given."""
+    return reid.parent if reid.is_file() else locate(find_data_set(reid), reid)
 
 
 def training_people(reid: Path, validation_identities: int) -> tuple[list[Person], list[Person], str]:

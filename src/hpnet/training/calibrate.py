@@ -24,7 +24,7 @@ from hpnet.distance import part_distance
 from hpnet.embed import Embedder
 from hpnet.evaluation.reliability import Reliability, Tally
 from hpnet.parts import PARTS
-from hpnet.training.batches import identities_and_cameras, training_people
+from hpnet.training.batches import folder_of, identities_and_cameras, training_people
 
 
 def calibrate(
@@ -126,9 +126,8 @@ def _kept_out(training: Mapping[str, Any], reid: Path, count: int | None) -> tup
     recorded = int(told.get("validation_identities", 0)) if isinstance(told, dict) else 0
     everybody, _, name = training_people(reid, 0)
     total = len(identity_labels(everybody)[1])
-    root = reid if reid.is_dir() else reid.parent
     seen, unseen, _ = training_people(reid, min(recorded, total - 1))
-    is_training_set = data_hash(seen, root) == training.get("reid_hash")
+    is_training_set = data_hash(seen, folder_of(reid)) == training.get("reid_hash")
     if is_training_set and (count or recorded) > recorded:
         raise ValueError(f"validation_identities: training kept out {recorded}, and has seen the others of {reid}")
     if count is None and not (is_training_set and recorded):
