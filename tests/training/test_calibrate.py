@@ -57,6 +57,15 @@ def test_it_gives_what_training_would_have_given(trained: Path, dolls: Path, tmp
     assert fingerprint(path) == fingerprint(trained)
 
 
+def test_the_folder_above_hides_nobody(trained: Path, dolls: Path, tmp_path: Path) -> None:
+    """Whether training has seen people does not hang on how their folder is named."""
+    path = plain(trained, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="has seen the others"):
+        calibrate(path, reid=dolls.parent, validation_identities=8, device="cpu")
+    assert calibrate(path, reid=dolls.parent, device="cpu") == 0
+    assert weights.read_header(path).training == weights.read_header(trained).training
+
+
 def test_another_file_may_be_written(
     trained: Path, dolls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
