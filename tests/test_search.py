@@ -238,6 +238,51 @@ def test_search_says_how_likely_each_is(
     assert "P(same)" not in capsys.readouterr().out
 
 
+def test_search_ranked_by_probability(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # A head alone, exactly alike, is nearest; whoever shows all is likelier by these curves.
+    curves = {f"{number:04b}": Curve(0.0, 1.0, 100, 100) for number in range(1, 16)}
+    told = {"calibration": Calibration(4, {**curves, "1111": Curve(9.0, 1.0, 100, 100)}).as_record()}
+    weights.with_training(world / "w.safetensors", tmp_path / "w.safetensors", told)
+    photo, other = world / "photos" / "1_1.png", world / "photos" / "3_2.png"
+    embedder = Embedder(tmp_path / "w.safetensors")
+    seen = embedder(photo)
+    assert bool(seen.visibility.all())
+    head = PartFeatures(seen.features, torch.tensor([[True, False, False, False]]))
+    gallery = Gallery.create(tmp_path / "people", embedder.fingerprint)
+    gallery.add(PartFeatures.concatenate([head, embedder(other)]), [photo, other], identities=["head", "whole"])
+
+    def printed(**options: Any) -> str:
+        assert search(photo, gallery=gallery.path, weights=tmp_path / "w.safetensors", **options) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    for rank, expected in (("distance", ["head", "whole"]), ("probability", ["whole", "head"])):
+        [answer] = json.loads(printed(rank=rank, json=True))
+        assert [match["identity"] for match in answer["matches"]] == expected
+        assert answer["ranked_by"] == rank
+        page = tmp_path / rank
+        assert f"ranked by {'distance' if rank == 'distance' else 'P(same)'}" in printed(rank=rank, report=page)
+        text = (page / "report.html").read_text()
+        assert text.index(f"{expected[0]} (") < text.index(f"{expected[1]} ("), "the report follows the order"
+    chances = [match["probability"] for match in json.loads(printed(rank="probability", json=True))[0]["matches"]]
+    assert chances == sorted(chances, reverse=True)
+    [alone] = json.loads(printed(rank="probability", k=1, parts=["HEAD"], json=True))
+    assert [match["identity"] for match in alone["matches"]] == ["head"], "by the head alone the nearest is likeliest"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("w", {}, "rank: .*w.safetensors carries no probabilities; hpnet calibrate fits them"),
+        ("calibrated", {"metric": "cosine"}, "rank: no probability goes with cosine and common: hpnet calibrate"),
+        ("calibrated", {"visibility": "authors"}, "rank: no probability goes with euclidean and authors"),
+    ],
+)
+@pytest.mark.usefixtures("calibrated")
+def test_no_probability_to_rank_by(name: str, options: dict[str, Any], said: str, world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=said):
+        search(world / "p.png", gallery=tmp_path, weights=world / f"{name}.safetensors", rank="probability", **options)
+
+
 @pytest.mark.parametrize(("options", "said"), [({"prior": 1.5}, "prior must lie"), ({"prior": 0.0}, "prior must lie")])
 def test_a_prior_that_is_none(
     options: dict[str, Any], said: str, world: Path, calibrated: Path, tmp_path: Path

@@ -8,8 +8,8 @@ whole bodies and one between two pairs of shoes say different things; the probab
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import torch
@@ -127,6 +127,36 @@ class Calibration:
         curve = self._curve(parts)
         return None if curve.slope == 0 else max(0.0, (curve.intercept + _logit(prior)) / curve.slope)
 
+    def of_parts(self, chosen: Sequence[int]) -> Calibration:
+        """The same for features of some parts alone, in ascending order: part 0 is then `chosen[0]`.
+
+        Raises:
+            CalibrationError: there are not that many parts.
+        """
+        if not all(0 <= part < self.parts for part in chosen):
+            raise CalibrationError(
+                f"calibration: is of {self.parts} parts, numbers {list(chosen)} are not all among them"
+            )
+        patterns = {
+            pattern: _pattern([chosen[at] for at in _indices(pattern)], self.parts)
+            for pattern in _patterns(len(chosen))
+        }
+        return Calibration(len(chosen), {pattern: self.curves[whole] for pattern, whole in patterns.items()})
+
+    def in_proportion(self) -> Calibration:
+        """The same order of pairs by numbers that suit a search: log-odds at most 0 that fall by at most the distance.
+
+        All are shifted by the greatest intercept and, if the steepest slope is above 1, divided by it. So an error of
+        the distance is none the greater in them, and nothing is lost by taking great numbers from each other.
+        """
+        greatest = max(curve.intercept for curve in self.curves.values())
+        steepest = max(1.0, *(curve.slope for curve in self.curves.values()))
+        curves = {
+            pattern: replace(curve, intercept=(curve.intercept - greatest) / steepest, slope=curve.slope / steepest)
+            for pattern, curve in self.curves.items()
+        }
+        return Calibration(self.parts, curves)
+
     def as_record(self) -> dict[str, Any]:
         """For the header of weights: numbers and texts."""
         curves = {
@@ -142,14 +172,15 @@ class Calibration:
         Raises:
             CalibrationError: it is something else.
         """
+        if not isinstance(record, dict):
+            raise CalibrationError(f"calibration: not a record of curves, but of type {type(record).__name__}")
         try:
-            assert isinstance(record, dict)
             curves = {
                 str(pattern): Curve(float(a), float(b), int(same), int(different), _FITTED_ON[source])
                 for pattern, (a, b, same, different, source) in record["curves"].items()
             }
             parts = int(record["parts"])
-        except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CalibrationError(f"calibration: not a record of curves ({error!r})") from error
         return Calibration(parts, curves)
 
@@ -160,7 +191,7 @@ class Calibration:
         """Intercepts and slopes by the number of their pattern; 0 for the empty one."""
         table = torch.zeros(2, 1 << self.parts, dtype=like.dtype)
         for pattern, curve in self.curves.items():
-            table[:, _number(pattern)] = torch.tensor([curve.intercept, curve.slope])
+            table[:, _number(pattern)] = torch.tensor([curve.intercept, curve.slope], dtype=like.dtype)
         return table.to(like.device)
 
 

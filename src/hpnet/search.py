@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from rich.table import Table
@@ -26,12 +26,17 @@ from hpnet.parts import PARTS, Part
 from hpnet.report import Answer, part_distances, report_query, seen_parts
 from hpnet.visualize import ReportQuery, as_percent, write_report
 
+Rank = Literal["distance", "probability"]
+
 _NAMED_APART: Final = 5  # of those who cannot be compared with a query
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A query and what the gallery answered; `chances` are the matches' P(same), None without a calibration."""
+    """A query and what the gallery answered; `chances` are the matches' P(same), None without a calibration.
+
+    `rank` is what the matches are in order of.
+    """
 
     path: Path
     visible: tuple[Part, ...]
@@ -39,6 +44,7 @@ class _Found:
     apart: Apart
     chances: Sequence[float | None]
     prior: float
+    rank: Rank
 
 
 def search(
@@ -51,6 +57,7 @@ def search(
     visibility: Visibility = "common",
     parts: list[str] | None = None,
     filter: str | None = None,  # noqa: A002  (the word of the gallery's door)
+    rank: Rank = "distance",
     prior: float | None = None,
     report: Path | None = None,
     device: str | None = None,
@@ -67,6 +74,8 @@ def search(
         visibility: which parts count.
         parts: compare only these, such as [UPPER_LEGS,LOWER_LEGS].
         filter: a condition on the people asked about, such as "camera = 2".
+        rank: what decides who comes first: the distance, or P(same), which knows that few common parts come close by
+            chance. For the second the weights must be calibrated (hpnet calibrate).
         prior: how likely it is, before looking, that a given entry of the gallery is the person; by default
             1 / (entries + 1), as if one of them were, or somebody else.
         report: folder for an HTML page.
@@ -76,6 +85,13 @@ def search(
     calibration = None
     if (metric, visibility) == ("euclidean", "common"):  # the distance that was calibrated
         calibration = calibration_of(weights_file.read_header(weights).training, weights)
+    elif rank == "probability":
+        raise ValueError(
+            f"rank: no probability goes with {metric} and {visibility}: hpnet calibrate fits it to "
+            "--metric euclidean --visibility common"
+        )
+    if rank == "probability" and calibration is None:
+        raise ValueError(f"rank: {weights} carries no probabilities; hpnet calibrate fits them")
     if prior is not None and calibration is None:
         raise ValueError("prior: these weights tell no probabilities by this distance; see hpnet calibrate")
     embedder = Embedder(weights, device=device)
@@ -84,7 +100,8 @@ def search(
     tell_skipped(failure.reason for failure in embedded.failures)
     if not embedded.paths:
         return 2
-    found = store.search(embedded.features, k=k, metric=metric, visibility=visibility, parts=parts, filter=filter)
+    by = calibration if rank == "probability" else None
+    found = store.search(embedded.features, k, metric, visibility, parts, filter, by)
     seen = [seen_parts(embedded.features[row]) for row in range(len(embedded.paths))]
     if visibility in ("query", "ignore"):  # these compare everybody
         apart = [Apart(0, [])] * len(found)
@@ -93,7 +110,7 @@ def search(
     before = 1 / (len(store) + 1) if prior is None else prior
     chances = [_chances(calibration, matches, before) for matches in found]
     each = zip(embedded.paths, seen, found, apart, chances, strict=True)
-    answers = [_Found(*answer, before) for answer in each]
+    answers = [_Found(*answer, before, rank) for answer in each]
     if json:
         say(json_format.dumps([_as_json(answer) for answer in answers]))
     else:
@@ -197,6 +214,7 @@ def _as_json(found: _Found) -> dict[str, Any]:
     return {
         "query": str(found.path),
         "visible": [part.name for part in found.visible],
+        "ranked_by": found.rank,
         "matches": rows,
         "apart": {"count": found.apart.count, "people": others},
     }
@@ -211,6 +229,7 @@ def _print_matches(found: _Found) -> None:
     hidden = [part.title for part in PARTS if part not in found.visible]
     calibrated = any(chance is not None for chance in found.chances)
     caption = "hidden in the query: " + (", ".join(hidden) or "nothing")
+    caption += f"; ranked by {'P(same)' if found.rank == 'probability' else 'distance'}"
     caption += f"; P(same) from a prior of {found.prior:.2g}" if calibrated else ""
     table = Table(title=found.path.name, caption=caption)
     for name in ("rank", "who", "distance", *(["P(same)"] if calibrated else []), "compared", "camera"):

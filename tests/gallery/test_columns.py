@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpnet.gallery import GalleryError, columns
@@ -26,6 +26,7 @@ KINDS: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
+@settings(deadline=None)  # the first one imports pyarrow
 @given(kind=st.sampled_from(sorted(KINDS)), data=st.data())
 def test_values_of_one_type_come_back_as_given(kind: str, data: st.DataObject) -> None:
     values = data.draw(st.lists(KINDS[kind] | st.none(), max_size=8))

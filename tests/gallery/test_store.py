@@ -17,7 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hpnet.gallery import Gallery, GalleryError, commits, nearest, store
+from hpnet.gallery import Gallery, GalleryError, commits, nearest, reading, store
 from hpnet.parts import PARTS, Part, PartFeatures
 
 WEIGHTS = "0" * 64
@@ -121,7 +121,7 @@ def test_blocks_are_scored_piece_by_piece(gallery: Gallery, monkeypatch: pytest.
     for start in range(0, 200, 20):
         gallery.add(kept[start : start + 20], names(20))
     whole = gallery.search(query, k=15)
-    monkeypatch.setattr(store, "ROWS_AT_ONCE", 32)
+    monkeypatch.setattr(reading, "ROWS_AT_ONCE", 32)
     monkeypatch.setattr(nearest, "ROWS_AT_ONCE", 32)
     monkeypatch.setattr(store, "QUERIES_AT_ONCE", 2)
     for memory in (0, 1 << 20):
@@ -437,6 +437,10 @@ def test_people_are_listed_page_by_page(gallery: Gallery) -> None:
             assert (entry.identity, entry.time, entry.attributes) == (None, None, {"parity": entry.id % 2})
             assert abs(datetime.now(UTC) - entry.added) < timedelta(minutes=5)
     assert [entry.id for entry in gallery.entries("parity = 1", 3, after=2)] == [5, 7, 9]
+    for wrong in ("parity = 1) OR (parity = 0", "(parity = 1)) OR (parity = 0"):
+        with pytest.raises(GalleryError, match="bracket"):
+            gallery.entries(wrong, after=2)
+    assert gallery.entries("(path != ')') AND (parity = 1)", 1)[0].id == 1
     assert [entry.id for entry in gallery.entries("parity = 1 OR camera = 0", 2, newest=True, after=4)] == [1, 0]
     with pytest.raises(GalleryError, match=r"^filter 'nobody = 1'"):
         gallery.entries("nobody = 1")
@@ -880,14 +884,14 @@ def test_only_what_changed_is_read_again(gallery: Gallery, monkeypatch: pytest.M
     gallery.add(kept[30:], names(30))
     gallery.search(kept)
     read: list[int] = []
-    scanned = Gallery._scanned
+    scanned = reading.Reader.scanned
 
-    def counted(self: Gallery, snapshot: Any, condition: Any, fragments: Any = None) -> Any:
+    def counted(self: reading.Reader, snapshot: Any, condition: Any, fragments: Any = None) -> Any:
         for block in scanned(self, snapshot, condition, fragments):
             read.append(len(block.ids))
             yield block
 
-    monkeypatch.setattr(Gallery, "_scanned", counted)
+    monkeypatch.setattr(reading.Reader, "scanned", counted)
     gallery.search(kept)
     assert read == []
     gallery.add(kept[:5], names(5))

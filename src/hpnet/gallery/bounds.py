@@ -1,6 +1,6 @@
-"""Lower bounds of distances, from a sketch of each part that takes a sixth of its features' room.
+"""Lower bounds of what ranks people, from a sketch of each part that takes a sixth of its features' room.
 
-In: people, and queries. Out: for each pair a distance that the true one is never below.
+In: people, and queries. Out: for each pair a number that its distance, or its cost by probability, is never below.
 
 A sketch is a part's leading numbers after a rotation that sorts directions by how much people differ along them, and
 the length of what is left. By Cauchy and Schwarz
@@ -8,7 +8,8 @@ the length of what is left. By Cauchy and Schwarz
     a . b  <=  (leading a) . (leading b) + |rest of a| |rest of b|,
 
 which bounds the distance from below. Products of sketches may be rough, for their greatest error is taken off the bound
-(`PRODUCTS`).
+(`PRODUCTS`). Who shows which part is known exactly, and with it the curve that turns the distance into odds: these
+never rise with the distance, so that a bound of the distance becomes one of the cost.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Float16
 from torch import Tensor
 
+from hpnet.calibration import Calibration
 from hpnet.distance import Metric, Visibility
 from hpnet.gallery.nearest import ranked_distance, restricted
 from hpnet.parts import PartFeatures
@@ -124,6 +126,7 @@ class Question:
         query: the queries, by the chosen parts alone.
         chosen: the parts' indices.
         k: people wanted per query.
+        calibration: of the chosen parts and in proportion, to rank by odds; None ranks by the distance itself.
     """
 
     query: PartFeatures
@@ -131,6 +134,7 @@ class Question:
     k: int
     metric: Metric
     visibility: Visibility
+    calibration: Calibration | None = None
 
     def __len__(self) -> int:
         return len(self.query)
@@ -139,9 +143,21 @@ class Question:
         """Exactly."""
         return ranked_distance(self.query, restricted(people, self.chosen), self.metric, self.visibility)
 
+    def cost(self, distance: Float[Tensor, "q m"], shown: Bool[Tensor, "m p"]) -> Float[Tensor, "q m"]:
+        """What ranks people at these distances: at least 0, infinite or not a number where the distance is.
+
+        Args:
+            distance: to m people, or less: the cost then is not above the true one.
+            shown: which of all parts they show.
+        """
+        if self.calibration is None:
+            return distance
+        odds = self.calibration.log_odds(distance, self.query.visibility, shown[:, list(self.chosen)])
+        return odds.neg_().masked_fill_(distance.isinf(), torch.inf)
+
 
 class Bounds:
-    """Lower bounds of a question's distances, from sketches."""
+    """Lower bounds of a question's costs, from sketches."""
 
     def __init__(self, question: Question, rotation: Rotation) -> None:
         self.question = question
@@ -156,7 +172,7 @@ class Bounds:
         self.product = fastest_product(single=len(question) == 1)
 
     def __call__(self, sketches: Sketches, columns: slice) -> Float[Tensor, "q m"]:
-        """At most the distances; not a number for who is not ranked."""
+        """At most the costs; not a number for who is not ranked."""
         numbers = sketches.numbers[:, columns]
         if len(self.question.chosen) < len(numbers):
             numbers = numbers[list(self.question.chosen)]
@@ -166,7 +182,8 @@ class Bounds:
         least = self.product.multiply(self.leading, numbers).add_(most).clamp_(min=0)
         if self.question.metric == "euclidean":
             least.sqrt_()
-        return self._mean(least.sum(0), sketches.shown[columns])
+        shown = sketches.shown[columns]
+        return self.question.cost(self._mean(least.sum(0), shown), shown)
 
     def _mean(self, total: Float[Tensor, "q m"], shown: Bool[Tensor, "m p"]) -> Float[Tensor, "q m"]:
         """At most the distance, written over what the parts that both show add; 0 / 0 where no part counts.

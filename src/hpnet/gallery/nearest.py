@@ -28,31 +28,41 @@ class Block(NamedTuple):
 
 
 class Nearest:
-    """The k nearest of all that was offered, for each query: distances decide, then ids."""
+    """The k nearest of all that was offered, for each query: costs decide, then ids.
+
+    Attributes:
+        k: people kept per query.
+        row, id, cost, distance: of those kept, row after row, best first. The cost is the distance, unless another was
+            given.
+    """
 
     def __init__(self, k: int) -> None:
         self.k = k
         self.row, self.id = np.empty(0, np.int64), np.empty(0, np.int64)
-        self.distance = np.empty(0, np.float32)
+        self.cost, self.distance = np.empty(0, np.float32), np.empty(0, np.float32)
 
-    def offer(self, ids: NDArray[np.int64], distance: Float[Tensor, "q m"]) -> None:
-        """Consider m more people."""
+    def offer(
+        self, ids: NDArray[np.int64], distance: Float[Tensor, "q m"], cost: Float[Tensor, "q m"] | None = None
+    ) -> None:
+        """Consider m more people; those of infinite cost are none."""
         if not distance.numel():
             return
-        # Whoever is farther than the k-th of this block cannot be among the k nearest of all.
-        limit = distance.topk(min(self.k, len(ids)), largest=False).values[:, -1:]
-        row, column = ((distance <= limit) & distance.isfinite()).nonzero(as_tuple=True)
+        cost = distance if cost is None else cost
+        # Whoever costs more than the k-th of this block cannot be among the k nearest of all.
+        limit = cost.topk(min(self.k, len(ids)), largest=False).values[:, -1:]
+        row, column = ((cost <= limit) & cost.isfinite()).nonzero(as_tuple=True)
         rows = np.concatenate([self.row, row.numpy()])
         numbers = np.concatenate([self.id, ids[column.numpy()]])
         distances = np.concatenate([self.distance, distance[row, column].numpy()])
-        kept = first_of_each(self.k, rows, (numbers, distances))
-        self.row, self.id, self.distance = rows[kept], numbers[kept], distances[kept]
+        costs = np.concatenate([self.cost, cost[row, column].numpy()])
+        kept = first_of_each(self.k, rows, (numbers, costs))
+        self.row, self.id, self.cost, self.distance = rows[kept], numbers[kept], costs[kept], distances[kept]
 
     def farthest(self, count: int) -> Float[Tensor, " q"]:
-        """The k-th distance of each of `count` queries, infinite as long as there are fewer."""
+        """The k-th cost of each of `count` queries, as a float32; infinite as long as there are fewer."""
         ends = np.searchsorted(self.row, np.arange(count + 1))
         last = np.where(np.diff(ends) < self.k, -1, ends[:-1] + self.k - 1)
-        return torch.from_numpy(np.append(self.distance, np.float32(np.inf))[last])
+        return torch.from_numpy(np.append(self.cost, np.float32(np.inf))[last]).float()
 
     def rows(self, count: int) -> list[list[tuple[int, float]]]:
         """(id, distance) of the nearest, for each of `count` queries."""

@@ -4,7 +4,7 @@ In: blocks of people, and queries. Out: the k nearest of each query.
 
 Beside its features every person has sketches that bound all distances from below (`bounds`). Whoever is bounded above
 the k-th distance found so far is passed over; the distance of the others is computed by `part_distance` itself, from
-the features as they are stored.
+the features as they are stored. Where a question ranks by probability, its cost takes the distance's place.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ _WORTH: Final = 16  # if more than one pair in so many may be near, waiting for 
 _FAR: Final = 3e38
 _FEW_PAIRS: Final = 4096  # not worth two steps
 _ROUGH: Final = 1e-4  # greater than the error of distances in float32
+_ROUNDED: Final = 1e-6  # greater than what rounding to float32 and to seven decimals does to a cost
 _WAITING: Final = 1 << 22  # pairs: 80 MB
 
 
@@ -85,13 +86,15 @@ def offer(best: Nearest, question: Question, block: Block) -> None:
     if len(question) * len(block.ids) > _FEW_PAIRS:
         block = _likely(best, question, block)
     if len(block.ids):
-        exact = question.distances(block.people.to(torch.float64))
-        best.offer(block.ids, exact.round(decimals=7).float())
+        distance = question.distances(block.people.to(torch.float64)).round(decimals=7).float()
+        # In double precision the order is that of the odds which anybody computes from the distances told.
+        cost = None if question.calibration is None else question.cost(distance.double(), block.people.visibility)
+        best.offer(block.ids, distance, cost)
 
 
 def _likely(best: Nearest, question: Question, block: Block) -> Block:
-    """Those of a block whose distance in single precision is not too great already."""
-    rough = question.distances(block.people)
+    """Those of a block whose cost in single precision is not too great already."""
+    rough = question.cost(question.distances(block.people), block.people.visibility)
     last = rough.topk(min(question.k, len(block.ids)), largest=False).values[:, -1]
     limit = torch.minimum(last, best.farthest(len(question))) * (1 + _ROUGH) + _ROUGH
     return _some(block, (rough <= limit[:, None]).any(0).nonzero()[:, 0])
@@ -189,8 +192,8 @@ class _Search:
         self.doubled = 0
 
     def limit(self) -> Float[Tensor, " q"]:
-        """A little more than the k-th distance so far, for that is rounded; finite even if there is none yet."""
-        return (self.best.farthest(len(self.question)) + 1e-6).clamp_(max=_FAR)
+        """A little more than the k-th cost so far, for both are rounded; finite even if there is none yet."""
+        return (self.best.farthest(len(self.question)) * (1 + _ROUNDED) + _ROUNDED).clamp_(max=_FAR)
 
     def look_at(self, place: int, sketches: Sketches, allowed: NDArray[np.int64] | None) -> None:
         """Consider the people of a block; bounds are computed tile by tile, so that they stay in cache."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import torch
 
+from hpnet.calibration import Calibration
 from hpnet.distance import Metric, Visibility
 from hpnet.gallery import answers, listing, versions
 from hpnet.gallery.bounds import Question
@@ -324,8 +325,9 @@ class Gallery:
         visibility: Visibility = "common",
         parts: Iterable[Part | str] | None = None,
         filter: str | None = None,  # noqa: A002  (Lance's word, and SQL's)
+        calibration: Calibration | None = None,
     ) -> list[list[answers.Match]]:
-        """Find the nearest people, exactly.
+        """Find the nearest people, or the likeliest, exactly.
 
         People who show no part in common with the query have no distance and are not in the list; only
         `visibility="query"` and `"ignore"` do compare what was not seen. So a list may be shorter than k.
@@ -339,16 +341,21 @@ class Gallery:
             filter: SQL condition on who is searched, over the columns path, added, identity, camera, time, head,
                 torso, upper_legs, lower_legs (those that were ever given) and _rowid, the id:
                 `"camera = 2 AND identity IS NOT NULL"`, `"time >= timestamp '2024-05-01 00:00:00'"`.
+            calibration: if given, those come first who are likeliest the same person by it, by their distance and the
+                parts compared. It is one of the default metric and visibility.
 
         Returns:
-            Per query at most k matches, nearest first; of equal distances the lower id first.
+            Per query at most k matches, best first; of equal ones the lower id first.
 
         Raises:
-            GalleryError: the filter is wrong, or parts or dimensions are not the gallery's.
+            GalleryError: the filter is wrong, or parts or dimensions are not the gallery's, or the calibration is of
+                another distance or other parts.
             ValueError: k is below 1, or an option is unknown.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
+        if calibration is not None:
+            _check_calibration(calibration, metric, visibility, features.features.shape[1])
         with in_use(self.path):
             snapshot = self._latest()
             query = PartFeatures(at_unit_length(features), features.visibility.cpu())
@@ -356,7 +363,8 @@ class Gallery:
             self._check_shape(snapshot, tuple(query.features.shape[1:]))
             query = restricted(query, chosen)
             groups = [query[start : start + QUERIES_AT_ONCE] for start in range(0, len(query), QUERIES_AT_ONCE)]
-            questions = [Question(group, chosen, k, metric, visibility) for group in groups]
+            curves = None if calibration is None else calibration.of_parts(chosen).in_proportion()
+            questions = [Question(group, chosen, k, metric, visibility, curves) for group in groups]
             nearest = zip(groups, self._reader.nearest(snapshot, questions, filter), strict=True)
             found = [row for group, best in nearest for row in best.rows(len(group))]
             with explained(self.path):
@@ -476,3 +484,12 @@ class Gallery:
             return int(snapshot.delete(condition)["num_deleted_rows"])
 
         return self._changed(change, written)
+
+
+def _check_calibration(calibration: Calibration, metric: Metric, visibility: Visibility, parts: int) -> None:
+    if (metric, visibility) != ("euclidean", "common"):
+        raise GalleryError(
+            f"calibration: is of euclidean distances over common parts, not of {metric} and {visibility}"
+        )
+    if calibration.parts != parts:
+        raise GalleryError(f"calibration: is of {calibration.parts} parts, and the features have {parts}")
