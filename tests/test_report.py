@@ -48,6 +48,20 @@ def test_distances_and_parts_are_the_networks(photos: list[Path]) -> None:
     assert page.part_map.shape == network.model.config.cells
 
 
+def test_bars_are_of_what_was_compared(photos: list[Path]) -> None:
+    """The gallery's template, not its best view; the chosen parts alone; in the metric's unit."""
+    network = embedder()
+    query, other = network([photos[0]]), network([photos[2]])
+    answer = Answer(photos[1], "template", 0.5, stored=other, parts=(Part.TORSO, Part.HEAD))
+    [match] = report_query(network, photos[0], [answer], title="query").matches
+    apart = (query.features[0] - other.features[0]).norm(dim=-1)
+    assert match.parts == (Part.TORSO, Part.HEAD)
+    assert match.part_distances == pytest.approx({part: float(apart[part]) for part in match.parts}, abs=1e-5)
+    [match] = report_query(network, photos[0], [answer], title="query", metric="cosine").matches
+    cosine = 1 - (query.features[0] * other.features[0]).sum(-1)
+    assert match.part_distances == pytest.approx({part: float(cosine[part]) for part in match.parts}, abs=1e-5)
+
+
 def test_a_photo_that_is_gone_leaves_a_gap(photos: list[Path], tmp_path: Path) -> None:
     answers = [Answer(tmp_path / "gone.png", "gone", 0.1), Answer(photos[2], "there", 0.2)]
     page = report_query(embedder(), photos[0], answers, title="query")

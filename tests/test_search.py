@@ -203,7 +203,7 @@ def test_what_cannot_be_compared_has_no_probability(
     photo = world / "photos" / "1_1.png"
     compare(photo, photo, weights=tmp_path / "blind.safetensors", json=True)
     answer = json.loads(capsys.readouterr().out)
-    assert (answer["verdict"], answer["probability"], answer["threshold"]) == ("not comparable", None, 0.05)
+    assert (answer["verdict"], answer["probability"], answer["threshold"]) == ("not comparable", None, None)
 
 
 def test_search_says_how_likely_each_is(
@@ -293,3 +293,7 @@ def test_a_prior_that_is_none(
         search(photo, gallery=tmp_path / "g", weights=calibrated, **options)
     with pytest.raises(ValueError, match="tell no probabilities by this distance"):
         search(photo, gallery=tmp_path / "g", weights=world / "w.safetensors", prior=0.5)
+    with pytest.raises(ValueError, match="prior must lie"):
+        compare(photo, photo, weights=calibrated, **options)
+    with pytest.raises(ValueError, match="tell no probabilities"):
+        compare(photo, photo, weights=world / "w.safetensors", prior=0.5)

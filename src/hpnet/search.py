@@ -6,7 +6,7 @@ In: photos and a gallery's folder. Out: tables, JSON, or an HTML report.
 from __future__ import annotations
 
 import json as json_format
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -117,7 +117,7 @@ def search(
         for answer in answers:
             _print_matches(answer)
     if report is not None:
-        queries = [_report(embedder, answer) for answer in answers]
+        queries = [_report(embedder, store, answer, metric) for answer in answers]
         write_report(report / "report.html", f"hpnet: search in {gallery.name}", queries)
     return 1 if embedded.failures else 0
 
@@ -128,7 +128,7 @@ def compare(
     *,
     weights: Path = Path("compact"),
     threshold: float | None = None,
-    prior: float = EVEN,
+    prior: float | None = None,
     device: str | None = None,
     json: bool = False,
 ) -> int:
@@ -140,7 +140,7 @@ def compare(
         weights: weights file, or the name of bundled weights.
         threshold: distance below which they are the same; by default the one at which it is as likely as not, by the
             parts that both show; of weights without probabilities the one measured when they were trained.
-        prior: how likely it is before looking.
+        prior: how likely it is before looking; by default 0.5. Only weights with probabilities take one.
         device: cpu or cuda; a GPU is taken if there is one.
         json: print the answer as JSON.
     """
@@ -148,12 +148,20 @@ def compare(
     calibration = calibration_of(training, weights)
     if threshold is None and calibration is None and training.get("same_below") is None:
         raise ValueError(f"{weights}: no threshold was measured for these weights; give --threshold")
+    if prior is not None and calibration is None:
+        raise ValueError("prior: these weights tell no probabilities; see hpnet calibrate")
+    before = EVEN if prior is None else prior
     embedder = Embedder(weights, device=device)
     one, other = embedder(a), embedder(b)
     distance = float(part_distance(one, other))
     common = (one.visibility & other.visibility)[0].nonzero()[:, 0].tolist()
-    limit = _limit(training, calibration, common, prior) if threshold is None else threshold
-    same = limit is not None and distance < limit
+    chance = None if calibration is None else calibration.probability(distance, common, before)
+    if threshold is None and calibration is not None:
+        limit = calibration.threshold(common, before)
+        same = chance is not None and chance > EVEN
+    else:
+        limit = training["same_below"] if threshold is None else threshold
+        same = distance < limit
     verdict = "not comparable" if distance == torch.inf else "same" if same else "different"
     by_part = {part.title: round(value, 4) for part, value in part_distances(one, other).items()}
     answer: dict[str, Any] = {
@@ -162,10 +170,8 @@ def compare(
         "threshold": None if limit is None else round(limit, 4),
         "parts": by_part,
     }
-    chance = None
     if calibration is not None:
-        chance = calibration.probability(distance, common, prior)
-        answer |= {"probability": None if chance is None else round(chance, 4), "prior": prior}
+        answer |= {"probability": None if chance is None else round(chance, 4), "prior": before}
     if json:
         say(json_format.dumps(answer))
         return 0
@@ -177,26 +183,27 @@ def compare(
     return 0
 
 
-def _limit(
-    training: Mapping[str, Any], calibration: Calibration | None, common: Sequence[int], prior: float
-) -> float | None:
-    """The distance below which two photos that show these parts are called the same."""
-    even = None if calibration is None else calibration.threshold(common, prior)
-    return training.get("same_below") if even is None else even
-
-
 def _chances(calibration: Calibration | None, matches: Sequence[Match], prior: float) -> list[float | None]:
     if calibration is None:
         return [None] * len(matches)
     return [calibration.probability(match.distance, match.parts, prior) for match in matches]
 
 
-def _report(embedder: Embedder, found: _Found) -> ReportQuery:
+def _report(embedder: Embedder, store: Gallery, found: _Found, metric: Metric) -> ReportQuery:
+    """The page's entry; its bars are of what the gallery holds, which a template's best view is not."""
+    stored = store.fetch([match.id for match in found.matches]) if found.matches else None
     answers = [
-        Answer(Path(match.path), _who(match), match.distance, probability=chance)
-        for match, chance in zip(found.matches, found.chances, strict=True)
+        Answer(
+            Path(match.path),
+            _who(match),
+            match.distance,
+            probability=chance,
+            stored=None if stored is None else stored[row],
+            parts=match.parts,
+        )
+        for row, (match, chance) in enumerate(zip(found.matches, found.chances, strict=True))
     ]
-    return report_query(embedder, found.path, answers, title=found.path.name)
+    return report_query(embedder, found.path, answers, title=found.path.name, metric=metric)
 
 
 def _who(person: Match | Entry) -> str:

@@ -906,3 +906,12 @@ def test_import_stays_quick() -> None:
     program = "import sys, hpnet.gallery; print([name for name in ('lance', 'pyarrow', 'PIL') if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_only_whole_numbers_are_ids(gallery: Gallery) -> None:
+    gallery.add(people(3), ["a", "b", "c"])
+    with pytest.raises(TypeError):
+        gallery.remove([1.7])  # type: ignore[list-item]
+    assert gallery.remove([2**70, -1, 99]) == 0
+    assert gallery.remove([np.int64(1)]) == 1  # type: ignore[list-item]
+    assert [entry.id for entry in gallery.entries()] == [0, 2]

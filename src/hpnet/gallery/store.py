@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from lance import LanceDataset
 
 MEMORY: Final = 2 << 30  # bytes of features a gallery keeps in memory unless told otherwise
+_IDS: Final = 1 << 63  # there are no more
 QUERIES_AT_ONCE: Final = 512  # 32 MB of distances
 
 
@@ -55,6 +57,8 @@ class Gallery:
     Ids are Lance's stable row ids: handed out by the commit itself, so that several processes adding at once never get
     the same one and none is used twice, counted from 0 in the order of commits, and unchanged by removal and
     compaction. Attributes nobody ever gave have no column; the first value given makes it and fixes its type.
+
+    Any number of processes may use one gallery at once; a `Gallery` value serves one thread at a time.
 
     Attributes:
         path: the folder.
@@ -189,7 +193,7 @@ class Gallery:
             raise GalleryError("remove: give either ids or a filter")
         if ids is None:
             return self._delete(filter or "", filter)
-        listed = {int(number) for number in ids if number >= 0}
+        listed = {number for each in ids if 0 <= (number := index(each)) < _IDS}
         return self._delete(among(listed)) if listed else 0
 
     def expire(self, before: Moment) -> int:
