@@ -913,5 +913,5 @@ def test_only_whole_numbers_are_ids(gallery: Gallery) -> None:
     with pytest.raises(TypeError):
         gallery.remove([1.7])  # type: ignore[list-item]
     assert gallery.remove([2**70, -1, 99]) == 0
-    assert gallery.remove([np.int64(1)]) == 1  # type: ignore[list-item]
+    assert gallery.remove([1]) == 1
     assert [entry.id for entry in gallery.entries()] == [0, 2]
