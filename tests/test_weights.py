@@ -589,6 +589,24 @@ def test_learnt_weights_start_another_run_of_the_same_layers(tmp_path: Path) -> 
         weights.load_learnt(HPNet(replace(small, branch="conv5")), tmp_path / "w.safetensors")
 
 
+def test_a_checkpoint_starts_another_run_with_its_classifiers_where_they_fit(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = ModelConfig("resnet18", "compact", parsing_channels=8, identities=3, size=(64, 32))
+    learnt = HPNet(small)
+    checkpoint = tmp_path / "checkpoint.pt"
+    torch.save({"model": learnt.state_dict(), "optimiser": {}, "step": 7}, checkpoint)
+    assert weights.is_own(checkpoint)
+    same, more = HPNet(small), HPNet(replace(small, identities=7))
+    fresh = more.classifiers[0].weight.detach().clone()
+    for further in (same, more):
+        weights.load_learnt(further, checkpoint)
+        assert torch.equal(further.state_dict()["necks.0.weight"], learnt.state_dict()["necks.0.weight"])
+    assert torch.equal(same.classifiers[0].weight, learnt.classifiers[0].weight)
+    assert torch.equal(more.classifiers[0].weight, fresh)
+    torch.save(learnt.state_dict(), tmp_path / "imagenet.pt")
+    assert not weights.is_own(tmp_path / "imagenet.pt")
+
+
 def test_a_weights_file_may_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
     weights.save(HPNet(ModelConfig("resnet18", "compact", size=(64, 32))), tmp_path / "w.safetensors")
     (tmp_path / "other").touch()

@@ -34,7 +34,7 @@ TEACHER_FORMAT: Final = "hpnet-teacher/1"
 _KINDS: Final = {FORMAT: "hpnet weights", TEACHER_FORMAT: "weights of a teacher"}
 # name -> sha256 of pretrained/<name>.safetensors
 BUNDLED: Final = {
-    "compact": "660e2a2976dd48dcfc0c1bc7b441b5924e76dd47fb5e2b3b798920277174084c",
+    "compact": "86cb295c263fab1d3bbb962ed41fdd900c976c038da156bc567b5448c0502b6a",
     "teacher": "335494ae49cc7417b37dc9220708736bb1802b1a4b18dc0afebea2c9a221759d",
 }
 
@@ -64,6 +64,7 @@ _TRUNKS: Final[dict[tuple[int, bool], Trunk]] = {
 _DAMAGED: Final = (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError)
 
 _TEACHING: Final = ("classifiers.", "whole.")  # layers that only teach the others
+_IN_CHECKPOINT: Final = {"model", "optimiser", "step"}
 
 Config = TypeVar("Config")
 Network = TypeVar("Network", bound=nn.Module)
@@ -223,7 +224,9 @@ def load_network(
 
 
 def is_own(path: Path) -> bool:
-    """Whether a safetensors file was written by `save`, whatever its version."""
+    """Whether this project wrote a file to go on from: weights of HPNet, whatever their version, or a checkpoint."""
+    if path.suffix == ".pt":
+        return read_torch_file(path).keys() >= _IN_CHECKPOINT
     if path.suffix != ".safetensors":
         return False
     with _opened(locate(path)) as file:
@@ -231,25 +234,26 @@ def is_own(path: Path) -> bool:
 
 
 def load_learnt(model: HPNet, path: Path) -> None:
-    """Start a model from weights that this project trained, to go on learning.
+    """Start a model from what an earlier run learnt, to go on learning.
 
-    Classifiers and global branch keep their fresh values: weights files leave them out.
+    Classifiers and global branch go on where the file holds them in the model's shape, and are fresh elsewhere: a
+    run's weights leave them out, its checkpoint has them. Nothing says whose classifiers they are, so a checkpoint is
+    for going on with the same training identities.
 
     Args:
         model: changed in place.
-        path: a file that `save` wrote for a network of the same layers; size and threshold may differ.
+        path: a run's `weights.safetensors` or `checkpoint.pt` of the same layers; size and threshold may differ.
 
     Raises:
         WeightsError: as `load`, or the layers differ.
     """
-    learnt = load(path)
-    state, own = (
-        {name: tensor for name, tensor in each.state_dict().items() if not name.startswith(_TEACHING)}
-        for each in (learnt, model)
-    )
-    if {name: tensor.shape for name, tensor in state.items()} != {name: tensor.shape for name, tensor in own.items()}:
-        raise WeightsError(f"{path}: its layers ({learnt.config.trunk}, {learnt.config.branch}) are not the recipe's")
-    model.load_state_dict(state, strict=False)
+    learnt = read_torch_file(path)["model"] if path.suffix == ".pt" else load(path).state_dict()
+    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    fits = {name: tensor for name, tensor in learnt.items() if own.get(name) == tensor.shape}
+    differ = {name for name in own.keys() ^ fits.keys() | learnt.keys() ^ fits.keys() if not name.startswith(_TEACHING)}
+    if differ:
+        raise WeightsError(f"{path}: its layers are not the recipe's (model.trunk, model.branch): {min(differ)}")
+    model.load_state_dict(fits, strict=False)
 
 
 def from_authors(path: str | Path) -> HPNet:

@@ -224,16 +224,28 @@ def test_a_file_that_cannot_grow_gets_one_line_and_harms_nothing(gallery: Galler
     assert data_files(gallery) == referenced(gallery)
 
 
+def run_as_nobody(program: str, path: Path, closed: Path | None = None) -> list[str]:
+    """Run as a user to whom permissions apply; the superuser may read and write everywhere."""
+    for folder in path.parents:
+        if "pytest-of-" in str(folder):
+            folder.chmod(0o755)
+    if closed is not None:
+        closed.chmod(0)
+    demoted = """
+    import lance, zoneinfo  # what is imported later may be out of reach
+    if os.geteuid() == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+    """
+    return run(textwrap.dedent(demoted) + textwrap.dedent(program), path).splitlines()
+
+
 def test_a_folder_for_reading_only_can_be_searched(gallery: Gallery) -> None:
     ids = gallery.add(people(3), ["a.jpg"] * 3)
     everything = [gallery.path, *gallery.path.rglob("*")]
     for each in everything:
         each.chmod(0o555 if each.is_dir() else 0o444)
     program = """
-    import lance, zoneinfo  # what is imported later may be out of reach
-    if os.geteuid() == 0:  # the superuser may write everywhere
-        os.setgid(65534)
-        os.setuid(65534)
     gallery = Gallery.open(path)
     print(*(match.id for match in gallery.search(people(1))[0]), len(gallery.entries()))
     for change in (lambda: gallery.add(people(1), ["b.jpg"]), lambda: gallery.remove([0]), gallery.compact):
@@ -243,11 +255,7 @@ def test_a_folder_for_reading_only_can_be_searched(gallery: Gallery) -> None:
             print(error)
     """
     try:
-        gallery.path.parent.chmod(0o755)
-        for folder in gallery.path.parents:
-            if folder.name.startswith("pytest-"):
-                folder.chmod(0o755)
-        found, *refused = run(program, gallery.path).splitlines()
+        found, *refused = run_as_nobody(program, gallery.path)
     finally:
         for each in everything:
             each.chmod(0o755 if each.is_dir() else 0o644)
@@ -255,6 +263,23 @@ def test_a_folder_for_reading_only_can_be_searched(gallery: Gallery) -> None:
     assert len(refused) == 3
     assert all(line.startswith(str(gallery.path)) and "ermission denied" in line for line in refused), refused
     assert len(gallery) == 3
+
+
+@pytest.mark.parametrize("closed", ["gallery", "folder above"])
+def test_a_gallery_out_of_reach_is_named(gallery: Gallery, closed: str) -> None:
+    shut = gallery.path if closed == "gallery" else gallery.path.parent
+    program = """
+    try:
+        Gallery.open(path)
+    except GalleryError as error:
+        print(error)
+    """
+    try:
+        (line,) = run_as_nobody(program, gallery.path, closed=shut)
+    finally:
+        shut.chmod(0o755)
+    assert line.startswith(str(gallery.path))
+    assert "ermission denied" in line
 
 
 # Damaged files

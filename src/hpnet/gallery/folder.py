@@ -52,11 +52,11 @@ def open_folder(path: Path, version: int | None = None) -> LanceDataset:
     Raises:
         GalleryError: nothing there, not a gallery, of a format unknown here, damaged, or without that version.
     """
-    if not path.exists():
-        raise GalleryError(f"{path}: no such gallery")
-    if not (path / "_versions").is_dir():
-        raise GalleryError(f"{path}: not a gallery (no Lance data set in it)")
     with explained(path):
+        if not path.exists():
+            raise GalleryError(f"{path}: no such gallery")
+        if not (path / "_versions").is_dir():
+            raise GalleryError(f"{path}: not a gallery (no Lance data set in it)")
         dataset = lance().dataset(path) if version is None else _at_version(path, version)
     about = dataset.schema.metadata or {}
     if not {b"hpnet.format", b"hpnet.weights", b"hpnet.dtype"} <= about.keys():

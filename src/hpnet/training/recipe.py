@@ -108,7 +108,8 @@ class Recipe(RunRecipe):
         human_root: its folder.
         human_annotations: DensePose-COCO's annotation file, below human_root.
         human_photos: COCO's folder of photos, below human_root.
-        initial: as for any run; also weights that an earlier run learnt with the same layers.
+        initial: as for any run; also what an earlier run learnt with the same layers: its weights, or its
+            checkpoint.pt, whose classifiers go on too (for the same training identities).
         model: the network; its number of identities is taken from the data.
         augmentation: how photos of both streams are varied.
         epochs: passes over the identities.
