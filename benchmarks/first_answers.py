@@ -38,7 +38,7 @@ def main(features: Path, *, root: Path, out: Path | None = None) -> int:
     """
     people = [read_split("market1501", root, split) for split in ("query", "gallery")]
     people[1] = [person for person in people[1] if person.identity != JUNK]
-    cached = [_cached(features, [person.path.relative_to(root).as_posix() for person in each]) for each in people]
+    cached = [cached(features, [person.path.relative_to(root).as_posix() for person in each]) for each in people]
     if cached[0][1] != cached[1][1]:
         raise ValueError(f"{features}: queries and gallery were seen by different weights")
     query, gallery = (each for each, _ in cached)
@@ -49,7 +49,7 @@ def main(features: Path, *, root: Path, out: Path | None = None) -> int:
     return 0
 
 
-def _cached(folder: Path, photos: list[str]) -> tuple[PartFeatures, str]:
+def cached(folder: Path, photos: list[str]) -> tuple[PartFeatures, str]:
     """Features of just these photos, and the fingerprint of the weights that saw them."""
     for path in sorted(folder.glob("features-*.npz")):
         seen, names, fingerprint = read_features(path)

@@ -9,13 +9,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
 from hpnet.evaluation.protocols import PROTOCOLS
 
 Record = Mapping[str, Any]
+
+EXTRAS: Final[tuple[str, ...]] = (
+    "first_answers",
+    "tracklets",
+)  # what scripts beside this one write about a run's features
+TRIAL: Final = "trial-"  # begins the names of short runs that were judged on validation identities alone
 
 
 def file_hash(record: Record) -> str:
@@ -36,14 +42,14 @@ class Run:
         recipe: every value of its recipe.
         training: steps, seconds and last losses.
         scores: what `hpnet evaluate` wrote, by file name without `.json`.
-        first_answers: what `benchmarks/first_answers.py` wrote; empty if it was not run.
+        extras: what the scripts of `EXTRAS` wrote, by their names; without those that were not run.
     """
 
     name: str
     recipe: Record
     training: Record
     scores: Mapping[str, Record]
-    first_answers: Record
+    extras: Mapping[str, Record]
 
     def find(self, protocol: str, visibility: str | None = None) -> Record | None:
         """The record of a protocol by its own distance, or by its metric with another visibility; None if absent."""
@@ -83,6 +89,12 @@ class Results:
                 found.setdefault(name.split("-")[1], {})[run.recipe["seed"]] = run
         return found
 
+    def trials(self, series: str) -> list[Run]:
+        """The short runs `trial-SERIES-NAME`, the one they are compared with (`trial-SERIES-base`) first."""
+        first = f"{TRIAL}{series}-"
+        found = (run for name, run in self.runs.items() if name.startswith(first))
+        return sorted(found, key=lambda run: not run.name.startswith(f"{first}base"))
+
 
 def read_results(folder: Path) -> Results:
     """Every run of a folder, and what the demo wrote.
@@ -100,10 +112,11 @@ def _read_run(folder: Path) -> Run:
     if not recipe.is_file():
         raise ValueError(f"{folder}: has no recipe.yaml; `benchmarks/results.py collect` writes one")
     records = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
-    training, first_answers = records.pop("training", None), records.pop("first_answers", {})
+    training = records.pop("training", None)
+    extras: dict[str, Record] = {name: records.pop(name) for name in EXTRAS if name in records}
     if training is None or not records:
         raise ValueError(f"{folder}: needs training.json and at least one PROTOCOL.json")
-    return Run(folder.name, yaml.safe_load(recipe.read_text(encoding="utf-8")), training, records, first_answers)
+    return Run(folder.name, yaml.safe_load(recipe.read_text(encoding="utf-8")), training, records, extras)
 
 
 def read_json(path: Path) -> dict[str, Any]:

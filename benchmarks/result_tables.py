@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Final
 
-from records import Record, Results, Run, file_hash
+from records import TRIAL, Record, Results, Run, file_hash
 
 from hpnet.evaluation.protocols import PROTOCOLS
 from hpnet.parts import PARTS
@@ -261,7 +261,7 @@ def costs(results: Results) -> str:
     """What every run cost, and where its losses ended."""
     losses = ("identity", "triplet", "parsing", "human")
     rows = []
-    for name, run in results.runs.items():
+    for name, run in _long(results):
         training = run.training
         ended = (
             f"{training['last_losses'][loss]:.2f}" if loss in training["last_losses"] else NOT_MEASURED
@@ -275,7 +275,7 @@ def costs(results: Results) -> str:
 def sources(results: Results) -> str:
     """Which weights and photos the numbers belong to."""
     rows = []
-    for name, run in results.runs.items():
+    for name, run in _long(results):
         record = next(iter(run.scores.values()))
         versions = record["versions"]
         seen = f"torch {versions['torch']}, {versions['device']}"
@@ -287,18 +287,34 @@ def first_answers(results: Results) -> str:
     """How many parts the first answers to wholly visible queries share with them, beside what the gallery shows."""
     rows = []
     for name, run in results.runs.items():
-        for ranking, record in run.first_answers.get("rankings", {}).items():
+        counted = run.extras.get("first_answers", {})
+        for ranking, record in counted.get("rankings", {}).items():
             for outcome in ("right", "wrong"):
                 shares = _part_shares(record[outcome]["percent_by_common_parts"])
                 rows.append([f"`{name}`, {ranking}, {outcome}", f"{record[outcome]['queries']:,}", *shares])
-        if run.first_answers:
-            shares = _part_shares(run.first_answers["gallery_percent_by_visible_parts"])
+        if counted:
+            shares = _part_shares(counted["gallery_percent_by_visible_parts"])
             rows.append([f"`{name}`, all gallery photos, parts visible", "", *shares])
     return table(("first answer", "queries", *(f"{parts} in common" for parts in range(1, len(PARTS) + 1))), rows)
 
 
 def _part_shares(shares: Mapping[str, float]) -> list[str]:
     return [f"{shares[str(parts)]:.1f}" for parts in range(1, len(PARTS) + 1)]
+
+
+def _long(results: Results) -> Iterable[tuple[str, Run]]:
+    return ((name, run) for name, run in results.runs.items() if not name.startswith(TRIAL))
+
+
+def tracklets(results: Results) -> str:
+    """What templates of tracks are worth with the compact model: all people, and people behind walls."""
+    record = results.compact.extras.get("tracklets", {})
+    rows = [
+        [f"{title}: {name}", f"{each['size']:,}", *cells(each, ("R1", "mAP"))]
+        for key, title in (("whole", "as photographed"), ("walled", "behind walls"))
+        for name, each in record.get(key, {}).get("galleries", {}).items()
+    ]
+    return table(("gallery", "size", "R1", "mAP"), rows)
 
 
 def demo(results: Results) -> str:
@@ -332,4 +348,5 @@ BLOCKS: Final[dict[str, Callable[[Results], str]]] = {
     "costs": costs,
     "sources": sources,
     "demo": demo,
+    "tracklets": tracklets,
 }

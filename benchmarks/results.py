@@ -21,16 +21,24 @@ from typing import Any, Final
 
 import yaml
 from jsonargparse import auto_cli
-from records import Results, file_hash, read_json, read_results
-from result_tables import BLOCKS
+from records import EXTRAS, Results, file_hash, read_json, read_results
+from result_tables import BLOCKS as RESULT_BLOCKS
+from trial_tables import BLOCKS as TRIAL_BLOCKS
 
 from hpnet.console import remark, say
 from hpnet.files import sha256_of, write_json, written_whole
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 RESULTS: Final = ROOT / "results"
-PAGES: Final = ("README.md", "docs/results.md", "src/hpnet/pretrained/README.md")
-FIRST_ANSWERS: Final = "first_answers"
+PAGES: Final = (
+    "README.md",
+    "docs/label.md",
+    "docs/results.md",
+    "docs/search.md",
+    "docs/train.md",
+    "src/hpnet/pretrained/README.md",
+)
+BLOCKS: Final = {**RESULT_BLOCKS, **TRIAL_BLOCKS}
 LAST_STEPS: Final = 20  # a single step's loss says little
 _DATA_KEYS: Final = ("reid", "part_maps", "human_root", "initial")
 _BLOCK: Final = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
@@ -42,7 +50,7 @@ def collect(run: Path, name: str, *, scores: Path | None = None, into: Path = RE
 
     Args:
         run: run folder of `hpnet train`.
-        name: of the folder in results/: `compact`, or `ablation-VARIANT-seedN`.
+        name: of the folder in results/: `compact`, `ablation-VARIANT-seedN`, or `trial-SERIES-NAME`.
         scores: folder with PROTOCOL/scores.json; by default RUN/evaluate. For weights that were converted afterwards,
             such as the bundled ones.
         into: folder of results.
@@ -50,7 +58,7 @@ def collect(run: Path, name: str, *, scores: Path | None = None, into: Path = RE
     if not re.fullmatch(r"[a-z0-9_-]+", name):
         raise ValueError(f"name {name!r}: write small letters, digits, - and _")
     records = dict(_records(scores or run / "evaluate"))
-    judged = {name: record for name, (_, record) in records.items() if name != FIRST_ANSWERS}
+    judged = {name: record for name, (_, record) in records.items() if name not in EXTRAS}
     if len({record["weights"]["sha256"] for _, record in records.values()}) != 1 or not judged:
         raise ValueError(f"{scores or run / 'evaluate'}: needs scores of one weights file, not of none or several")
     files = {file_hash(record) for record in judged.values()}
@@ -71,9 +79,9 @@ def collect(run: Path, name: str, *, scores: Path | None = None, into: Path = RE
 
 def _records(folder: Path) -> Iterator[tuple[str, tuple[Path, dict[str, Any]]]]:
     """Name in results/, file and content of each record of an evaluation folder."""
-    extra = folder / f"{FIRST_ANSWERS}.json"
     named = {path.parent.name: path for path in sorted(folder.glob("*/scores.json"))}
-    for name, path in {**named, **({FIRST_ANSWERS: extra} if extra.is_file() else {})}.items():
+    extras = {name: folder / f"{name}.json" for name in EXTRAS}
+    for name, path in {**named, **{name: path for name, path in extras.items() if path.is_file()}}.items():
         content = read_json(path)
         if found := next(_absolute(content), None):
             raise ValueError(f"{path}: {found} is a path of this machine and must not be published")
@@ -98,7 +106,7 @@ def documented(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
     for key in _DATA_KEYS:
         if recipe.get(key):
             place = PurePosixPath(recipe[key])
-            in_run = place.name == "weights.safetensors"  # of an earlier run, named by its folder
+            in_run = place.name in ("weights.safetensors", "checkpoint.pt")  # of an earlier run, named by its folder
             changed[key] = f"runs/{place.parent.name}/{place.name}" if in_run else f"data/{place.name}"
     if found := next(_absolute(changed), None):
         raise ValueError(f"recipe: {found} is a path of this machine and must not be published")

@@ -29,6 +29,8 @@ import first_answers  # noqa: E402
 import records  # noqa: E402
 import result_tables  # noqa: E402
 import results  # noqa: E402
+import tracklets  # noqa: E402
+import trial_tables  # noqa: E402
 
 RESULTS = records.read_results(results.RESULTS)
 ABLATION = [name for name in RESULTS.runs if name.startswith("ablation-")]
@@ -45,7 +47,7 @@ def test_the_page_is_what_the_files_say(page: str) -> None:
 
 def test_every_table_stands_on_a_page() -> None:
     pages = "".join((ROOT / page).read_text(encoding="utf-8") for page in results.PAGES)
-    assert [name for name in result_tables.BLOCKS if f"<!-- results: {name} -->" not in pages] == []
+    assert [name for name in results.BLOCKS if f"<!-- results: {name} -->" not in pages] == []
 
 
 @pytest.mark.parametrize("name", RESULTS.runs)
@@ -375,3 +377,81 @@ def test_parts_in_common_with_first_answers() -> None:
     assert (paper["right"]["queries"], paper["wrong"]["queries"]) == (0, 1)
     assert paper["wrong"]["percent_by_common_parts"]["1"] == 100
     assert authors["right"]["percent_by_common_parts"]["4"] == 100
+
+
+# --- trials
+
+
+def trial(series: str, name: str, hidden: float, recipe: dict[str, Any]) -> records.Run:
+    part = {"hidden_recall": hidden}
+    scores = {
+        test: {
+            "protocol": {"name": test, "metric": "euclidean", "visibility": "common"},
+            "scores": {"R1": 50.0 + len(name), "mAP": 40.0},
+            "occlusion": {"visibility": {"all": part, "torso": {"hidden_recall": None}}},
+        }
+        for test in trial_tables.TESTS
+    }
+    return records.Run(f"trial-{series}-{name}", recipe, {}, scores, {})
+
+
+def test_trials_stand_beside_the_one_they_change_and_seeds_share_a_row() -> None:
+    plain = {"seed": 0, "out": "a", "label_smoothing": 0.0, "model": {"size": [4, 2]}}
+    runs = [
+        trial("x", "a", 10.0, {**plain, "label_smoothing": 0.5, "out": "b"}),
+        trial("x", "base", 20.0, plain),
+        trial("x", "b", 30.0, {**plain, "label_smoothing": 0.5, "seed": 1, "average_decay": 0.0}),
+        trial("x", "c", 40.0, {**plain, "model": {"global_branch": True, "size": [4, 2]}}),
+        trial("y", "base", 50.0, plain),
+    ]
+    content = records.Results({run.name: run for run in runs}, {})
+    both = "51.0 (51.0, 51.0) / 40.0 (40.0, 40.0)"
+    assert trial_tables.trials("x")(content).splitlines()[2:] == [
+        "| none | 54.0 / 40.0 | 54.0 / 40.0 | 20.0 | - |",
+        f"| `label_smoothing: 0.5` | {both} | {both} | 20.0 (10.0, 30.0) | - |",
+        "| `model.global_branch: true` | 51.0 / 40.0 | 51.0 / 40.0 | 40.0 | - |",
+    ]
+    assert trial_tables.trials("z")(content) == "Not measured for these weights."
+
+
+def test_trials_are_judged_by_validation_identities_alone() -> None:
+    trials = [run for name, run in RESULTS.runs.items() if name.startswith(records.TRIAL)]
+    assert trials
+    assert all(set(run.scores) == set(trial_tables.TESTS) for run in trials)
+
+
+# --- tracklets
+
+
+def test_a_track_is_what_one_camera_saw_of_one_person() -> None:
+    people = [Person(Path(f"{n}.jpg"), *who) for n, who in enumerate([(7, 1), (0, 1), (7, 2), (7, 1), (0, 1), (-3, 1)])]
+    assert sorted(tracklets.tracks_of(people)) == [[0, 3], [1], [2], [4], [5]]
+
+
+def test_walls_hide_one_half_and_the_other_by_turns() -> None:
+    photo = torch.zeros(3, 100, 10, dtype=torch.uint8)
+    for turn, hidden in ((0, slice(0, 50)), (1, slice(45, 100)), (2, slice(0, 50))):
+        seen = tracklets.walled(photo, turn, torch.Generator().manual_seed(0))
+        covered = (seen > 0).all(0).all(1)
+        assert bool(covered[hidden].all())
+        assert int(covered.sum()) == hidden.stop - hidden.start
+
+
+def test_templates_join_what_the_views_of_a_track_show() -> None:
+    """Two people, each seen once from the waist up and once down; the queries show everything."""
+    people = [Person(Path(f"{n}.jpg"), 1 + n // 2, 1) for n in range(4)]
+    asking = [Person(Path("q.jpg"), 1, 2), Person(Path("r.jpg"), 2, 2)]
+    whole = torch.zeros(2, 4, 2)
+    whole[0, :, 0] = whole[1, :2, 0] = whole[1, 2:, 1] = 1  # alike above, unlike below
+    upper, lower = torch.tensor([True, True, False, False]), torch.tensor([False, False, True, True])
+    features = whole.repeat_interleave(2, 0)
+    shown = torch.stack([upper, lower, upper, lower])
+    compared = tracklets.compared(
+        tracklets.Side(asking, PartFeatures(whole, torch.ones(2, 4).bool())),
+        tracklets.Side(people, PartFeatures(features, shown)),
+        0,
+    )
+    assert compared["tracks"] == 2
+    assert [each["size"] for each in compared["galleries"].values()] == [4, 2, 2]
+    assert compared["galleries"]["templates"]["R1"] == 100
+    assert compared["galleries"]["photos"]["mAP"] < 100

@@ -6,6 +6,7 @@ of distances. Loss, protocols and search all measure here, so that they mean the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, Literal, get_args
 
 import torch
@@ -57,18 +58,20 @@ def part_distance(
     parts = query.features.shape[1]
     exact = torch.promote_types(query.features.dtype, gallery.features.dtype) == torch.float64
     dtype = torch.float64 if exact else torch.float32
-    # One contiguous matrix per part is what the matrix product reads fastest; a tile of people is converted in cache.
+    # One contiguous matrix per part is what the matrix product reads fastest; one part of a tile is converted in cache.
     queries = [query.features[:, part].to(dtype).contiguous() for part in range(parts)]
     shows = (query.visibility.to(dtype), gallery.visibility.to(dtype))
     result = torch.empty(len(query), len(gallery), dtype=dtype, device=query.features.device)
     # One place for all tiles: memory that is asked for anew is cleared by the system first.
-    place = torch.empty(parts, min(TILE[1], len(gallery)), query.features.shape[2], dtype=dtype, device=result.device)
+    place = torch.empty(min(TILE[1], len(gallery)), query.features.shape[2], dtype=dtype, device=result.device)
     with torch.no_grad():
         for columns in _slices(len(gallery), TILE[1]):
-            some = gallery.features[columns].transpose(0, 1)
-            people = place[:, : some.shape[1]].copy_(some)
+            people = gallery.features[columns].transpose(0, 1)
             for rows in _slices(len(query), TILE[0]):
-                pairs = [(mine[rows], theirs) for mine, theirs in zip(queries, people, strict=True)]
+                pairs = (
+                    (mine[rows], place[: len(theirs)].copy_(theirs))
+                    for mine, theirs in zip(queries, people, strict=True)
+                )
                 _score_tile(pairs, (shows[0][rows], shows[1][columns]), metric, visibility, result[rows, columns])
     return result
 
@@ -92,13 +95,13 @@ def _slices(length: int, step: int) -> list[slice]:
 
 
 def _score_tile(
-    pairs: list[tuple[Float[Tensor, "r d"], Float[Tensor, "c d"]]],
+    pairs: Iterable[tuple[Float[Tensor, "r d"], Float[Tensor, "c d"]]],
     shown: tuple[Float[Tensor, "r p"], Float[Tensor, "c p"]],
     metric: Metric,
     visibility: Visibility,
     out: Float[Tensor, "r c"],
 ) -> None:
-    """Write the distances of r queries to c people, given part by part, into `out`."""
+    """Write the distances of r queries to c people into `out`; features of a part may be gone when the next come."""
     query_shows, gallery_shows = shown
     common = torch.zeros_like(out) if visibility in ("common", "authors") else None
     alone = torch.zeros_like(out) if visibility != "common" else None
@@ -113,7 +116,7 @@ def _score_tile(
             common.addcmul_(distance, gallery_shows[None, :, part])
     if visibility == "ignore":
         assert alone is not None
-        torch.div(alone, len(pairs), out=out)
+        torch.div(alone, query_shows.shape[1], out=out)
         return
     if alone is not None:
         # 0 / 0 is "no part counts": infinitely far; the authors' sum leaves that to its other half.

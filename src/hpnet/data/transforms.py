@@ -25,6 +25,7 @@ _LUMA: Final = (0.299, 0.587, 0.114)
 # Shares of the photo's area, and height over width, of random erasing (Zhong et al. 2020).
 _ERASED: Final = (0.02, 0.3)
 _COVERED: Final = (0.1, 0.5)
+_SHOWN: Final = 0.25  # of height and width of the photo that covers
 _ELONGATION: Final = (0.3, 3.3)
 _KEPT: Final = (0.4, 0.9)  # of height or width when a box ends early
 
@@ -38,7 +39,7 @@ class Augmentation:
         colour: the authors' shuffled chain of blur, brightness, contrast, saturation and gamma.
         occlusion: one or two whole parts erased, from the photo and from its part map (the authors' code).
         crop: the box ends early at one side, and the rest is brought back to size.
-        cover: a rectangle of another photo of the batch comes before the person; what it hides is background.
+        cover: a rectangle of another photo of the batch comes before the person, enlarged; its pixels are background.
         erase: a rectangle is erased (Zhong et al. 2020), from the part map too.
     """
 
@@ -130,21 +131,25 @@ def cover(
     chosen: Bool[Tensor, " b"],
     generator: Generator,
 ) -> tuple[Float[Tensor, "b 3 H W"], UInt8[Tensor, "b H W"]]:
-    """Put a rectangle of another photo of the batch, from anywhere in it, before the person.
+    """Put a rectangle before the person, of what another photo of the batch shows somewhere, four times as large.
 
-    Whoever stands in that rectangle is not the person of this photo: his parts are background.
+    So large it is cloth, wall or leaves rather than somebody: parts of a person that are called background because they
+    are not this person's teach the parsing heads to doubt every part.
     """
     b, _, height, width = images.shape
     gone = _rectangles(b, (height, width), _COVERED, generator)
     others = (torch.arange(b) + torch.randint(1, max(b, 2), (b,), generator=generator)) % b
-    down, right = (torch.randint(size, (b,), generator=generator) for size in (height, width))
-    # The other photo, moved round by a draw of its own: a rectangle of it from anywhere, without an edge case.
-    rows = (torch.arange(height) + down[:, None]) % height
-    columns = (torch.arange(width) + right[:, None]) % width
-    places = others[:, None, None], rows[:, :, None], columns[:, None, :]
-    moved = images.permute(0, 2, 3, 1)[tuple(each.to(images.device) for each in places)].permute(0, 3, 1, 2)
+    theta = torch.zeros(b, 2, 3)  # x_in = scale * x_out + shift, in [-1, 1]
+    theta[:, 0, 0] = theta[:, 1, 1] = _SHOWN
+    theta[:, :, 2] = torch.empty(b, 2).uniform_(_SHOWN - 1, 1 - _SHOWN, generator=generator)
     gone = (gone & chosen[:, None, None]).to(images.device)
-    return torch.where(gone[:, None], moved, images), part_maps.masked_fill(gone, BACKGROUND)
+    rows = chosen.nonzero().flatten()
+    if not len(rows):
+        return images, part_maps
+    grid = F.affine_grid(theta[rows].to(images.device), [len(rows), 3, height, width], align_corners=False)
+    large = images.clone()
+    large[rows] = F.grid_sample(images[others[rows]], grid, padding_mode="border", align_corners=False)
+    return torch.where(gone[:, None], large, images), part_maps.masked_fill(gone, BACKGROUND)
 
 
 def erase(
