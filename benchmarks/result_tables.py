@@ -74,8 +74,10 @@ def compact_made(results: Results) -> str:
     recipe, training = run.recipe, run.training
     human = f" + {recipe['human_batch']}" if recipe["human_set"] != "off" else ""
     photos = f"{recipe['identities_per_batch'] * recipe['images_per_identity']}{human}"
+    initial = str(recipe.get("initial") or "")
+    before = f", going on from `{initial}`" if initial.startswith("runs/") else ""
     return (
-        f"{training['steps']:,} steps of {photos} photos, {training['minutes']:.0f} minutes "
+        f"{training['steps']:,} steps of {photos} photos{before}, {training['minutes']:.0f} minutes "
         f"({training['seconds_per_step']:.2f} s a step, {recipe['precision']}), seed {recipe['seed']}; "
         f"weights sha256 `{file_hash(record)[:16]}`, {_whether_bundled(file_hash(record))}."
     )

@@ -58,11 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(verb, rest)
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"hpnet {verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"hpnet {verb}: {_in_a_line(error)}", file=sys.stderr)
         return _FAILED
     except KeyboardInterrupt:
         print(f"hpnet {verb}: stopped", file=sys.stderr)
         return _INTERRUPTED
+
+
+def _in_a_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"  # the system's own begins with a number
+    return " ".join(str(error).split())
 
 
 def _help() -> str:
