@@ -38,11 +38,11 @@ def main(features: Path, *, root: Path, out: Path | None = None) -> int:
     """
     people = [read_split("market1501", root, split) for split in ("query", "gallery")]
     people[1] = [person for person in people[1] if person.identity != JUNK]
-    cached = [cached(features, [person.path.relative_to(root).as_posix() for person in each]) for each in people]
-    if cached[0][1] != cached[1][1]:
+    known = [cached(features, [person.path.relative_to(root).as_posix() for person in each]) for each in people]
+    if known[0][1] != known[1][1]:
         raise ValueError(f"{features}: queries and gallery were seen by different weights")
-    query, gallery = (each for each, _ in cached)
-    record = {"protocol": "market1501", "weights": {"sha256": cached[0][1]}, **counted(people, query, gallery)}
+    query, gallery = (each for each, _ in known)
+    record = {"protocol": "market1501", "weights": {"fingerprint": known[0][1]}, **counted(people, query, gallery)}
     place = out or features / "first_answers.json"
     write_json(place, record)
     remark(f"written: {place}")

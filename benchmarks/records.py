@@ -33,6 +33,12 @@ def file_hash(record: Record) -> str:
     return str(weights.get("file_sha256", weights["sha256"]))
 
 
+def features_hash(record: Record) -> str:
+    """The fingerprint of what a record's features depend on; early records had the file's sha256 for it."""
+    weights = record["weights"]
+    return str(weights.get("fingerprint") or weights["sha256"])
+
+
 @dataclass(frozen=True)
 class Run:
     """What is known about one training run.

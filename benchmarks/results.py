@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import yaml
 from jsonargparse import auto_cli
-from records import EXTRAS, Results, file_hash, read_json, read_results
+from records import EXTRAS, Results, features_hash, file_hash, read_json, read_results
 from result_tables import BLOCKS as RESULT_BLOCKS
 from trial_tables import BLOCKS as TRIAL_BLOCKS
 
@@ -59,7 +59,7 @@ def collect(run: Path, name: str, *, scores: Path | None = None, into: Path = RE
         raise ValueError(f"name {name!r}: write small letters, digits, - and _")
     records = dict(_records(scores or run / "evaluate"))
     judged = {name: record for name, (_, record) in records.items() if name not in EXTRAS}
-    if len({record["weights"]["sha256"] for _, record in records.values()}) != 1 or not judged:
+    if len({features_hash(record) for _, record in records.values()}) != 1 or not judged:
         raise ValueError(f"{scores or run / 'evaluate'}: needs scores of one weights file, not of none or several")
     files = {file_hash(record) for record in judged.values()}
     if scores is None and files != {sha256_of(run / "weights.safetensors")}:

@@ -56,7 +56,7 @@ def main(features: Path, *, root: Path, weights: str = "compact", seed: int = 0,
     record = {
         "protocol": "market1501",
         "seed": seed,
-        "weights": {"sha256": embedder.fingerprint},
+        "weights": {"fingerprint": embedder.fingerprint},
         "whole": compared(asked, photos, seed),
         "walled": compared(*_walled(asked, photos, embedder, seed), seed),
     }

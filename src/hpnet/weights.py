@@ -34,7 +34,7 @@ TEACHER_FORMAT: Final = "hpnet-teacher/1"
 _KINDS: Final = {FORMAT: "hpnet weights", TEACHER_FORMAT: "weights of a teacher"}
 # name -> sha256 of pretrained/<name>.safetensors
 BUNDLED: Final = {
-    "compact": "86cb295c263fab1d3bbb962ed41fdd900c976c038da156bc567b5448c0502b6a",
+    "compact": "f95d3ad9921e2ce38bba1a0f85223463f25c9e7189f59f0ee61d5a6ffecfe570",
     "teacher": "335494ae49cc7417b37dc9220708736bb1802b1a4b18dc0afebea2c9a221759d",
 }
 
