@@ -6,7 +6,7 @@ of distances. Loss, protocols and search all measure here, so that they mean the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, Literal, get_args
 
 import torch
@@ -72,42 +72,30 @@ def part_distance(
                     (mine[rows], place[: len(theirs)].copy_(theirs))
                     for mine, theirs in zip(queries, people, strict=True)
                 )
-                _score_tile(pairs, (shows[0][rows], shows[1][columns]), metric, visibility, result[rows, columns])
+                shown = (shows[0][rows], shows[1][columns])
+                distances = _part_distances(pairs, metric, shown if visibility == "common" else None)
+                mean_of_parts(distances, shown, visibility, result[rows, columns])
     return result
 
 
-def common_part_count(query: Bool[Tensor, "q p"], gallery: Bool[Tensor, "g p"]) -> Float[Tensor, "q g"]:
-    """How many parts each pair shows in common, 0..p."""
-    return query.float() @ gallery.float().T
-
-
-def visible_mean(
-    distances: Float[Tensor, "p q g"], shown: Bool[Tensor, "p q g"], *, otherwise: float = torch.inf
-) -> Float[Tensor, "q g"]:
-    """The mean of the parts' distances over the parts that count, differentiable; `otherwise` where none counts."""
-    count = shown.sum(0)
-    total = (distances * shown).sum(0)
-    return torch.where(count > 0, total / count.clamp(min=1), otherwise)
-
-
-def _slices(length: int, step: int) -> list[slice]:
-    return [slice(start, start + step) for start in range(0, length, step)]
-
-
-def _score_tile(
-    pairs: Iterable[tuple[Float[Tensor, "r d"], Float[Tensor, "c d"]]],
-    shown: tuple[Float[Tensor, "r p"], Float[Tensor, "c p"]],
-    metric: Metric,
+def mean_of_parts(
+    distances: Iterable[Float[Tensor, "q g"]],
+    shown: tuple[Float[Tensor, "q p"], Float[Tensor, "g p"]],
     visibility: Visibility,
-    out: Float[Tensor, "r c"],
+    out: Float[Tensor, "q g"],
 ) -> None:
-    """Write the distances of r queries to c people into `out`; features of a part may be gone when the next come."""
+    """Write into `out` what `part_distance` says of parts that are so far apart.
+
+    Args:
+        distances: of each part in turn, finite; written over.
+        shown: 1 where queries, and gallery people, show a part, else 0.
+        visibility: which parts count.
+        out: where to write.
+    """
     query_shows, gallery_shows = shown
     common = torch.zeros_like(out) if visibility in ("common", "authors") else None
     alone = torch.zeros_like(out) if visibility != "common" else None
-    for part, (mine, theirs) in enumerate(pairs):
-        both = (query_shows[:, part] > 0, gallery_shows[:, part] > 0) if visibility == "common" else None
-        distance = _cosine(mine, theirs) if metric == "cosine" else _euclidean(mine, theirs, both)
+    for part, distance in enumerate(distances):
         if visibility != "ignore":
             distance.mul_(query_shows[:, part, None])
         if alone is not None:
@@ -128,8 +116,35 @@ def _score_tile(
     out.copy_(pieces[0] if len(pieces) == 1 else pieces[0].add_(pieces[1]))
 
 
-def _cosine(query: Float[Tensor, "r d"], gallery: Float[Tensor, "c d"]) -> Float[Tensor, "r c"]:
-    return (query @ gallery.T).neg_().add_(1).clamp_(min=0)
+def common_part_count(query: Bool[Tensor, "q p"], gallery: Bool[Tensor, "g p"]) -> Float[Tensor, "q g"]:
+    """How many parts each pair shows in common, 0..p."""
+    return query.float() @ gallery.float().T
+
+
+def visible_mean(
+    distances: Float[Tensor, "p q g"], shown: Bool[Tensor, "p q g"], *, otherwise: float = torch.inf
+) -> Float[Tensor, "q g"]:
+    """The mean of the parts' distances over the parts that count, differentiable; `otherwise` where none counts."""
+    count = shown.sum(0)
+    total = (distances * shown).sum(0)
+    return torch.where(count > 0, total / count.clamp(min=1), otherwise)
+
+
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(start, start + step) for start in range(0, length, step)]
+
+
+def _part_distances(
+    pairs: Iterable[tuple[Float[Tensor, "r d"], Float[Tensor, "c d"]]],
+    metric: Metric,
+    counted: tuple[Float[Tensor, "r p"], Float[Tensor, "c p"]] | None,
+) -> Iterator[Float[Tensor, "r c"]]:
+    """Part by part; features of one may be gone when the next come. Only pairs that show it in `counted` count."""
+    for part, (query, gallery) in enumerate(pairs):
+        if metric == "cosine":
+            yield (query @ gallery.T).neg_().add_(1).clamp_(min=0)
+        else:
+            yield _euclidean(query, gallery, counted and (counted[0][:, part] > 0, counted[1][:, part] > 0))
 
 
 def _euclidean(

@@ -141,7 +141,7 @@ class PartFeatures:
         if isinstance(rows, int):
             row = range(len(self))[rows]  # IndexError past the end, so that a for loop ends
             rows = slice(row, row + 1)
-        return PartFeatures(self.features[rows], self.visibility[rows])
+        return _of_valid(self.features[rows], self.visibility[rows])
 
     def to(self, target: torch.device | torch.dtype | str) -> PartFeatures:
         """The same on another device, or with features of another float type."""
@@ -154,7 +154,15 @@ class PartFeatures:
         if not pieces:
             raise ValueError("nothing to concatenate: the list of PartFeatures is empty")
         features = torch.cat([piece.features for piece in pieces])
-        return PartFeatures(features, torch.cat([piece.visibility for piece in pieces]))
+        return _of_valid(features, torch.cat([piece.visibility for piece in pieces]))
+
+
+def _of_valid(features: Float[Tensor, "n p d"], visibility: Bool[Tensor, "n p"]) -> PartFeatures:
+    """Of what has been validated: to do so again takes longer than to copy it."""
+    people = object.__new__(PartFeatures)
+    object.__setattr__(people, "features", features)
+    object.__setattr__(people, "visibility", visibility)
+    return people
 
 
 def _describe(tensor: Tensor) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, get_args
 
 import numpy as np
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from hpnet.distance import Metric, Visibility, part_distance
-from hpnet.gallery import prepared
-from hpnet.gallery.bounds import PRODUCTS, Bounds, Question, fit, sketched
+from hpnet.gallery import bounds, prepared
+from hpnet.gallery.bounds import PRODUCTS, Bounds, Question, Sketches, fit, sketched
 from hpnet.gallery.nearest import Block, Nearest
 from hpnet.gallery.prepared import Held, nearest_among
 from hpnet.parts import PartFeatures
@@ -21,8 +22,10 @@ from hpnet.parts import PartFeatures
 DIMENSIONS = 64
 
 
-def crowd(count: int, seed: int, *, spread: float = 0.4, seen: float = 0.8, half: bool = True) -> PartFeatures:
-    """People around a few centres, as embeddings lie; what a photo does not show may be anything."""
+def crowd(
+    count: int, seed: int, *, spread: float = 0.4, seen: float = 0.8, half: bool = True, odd: bool = True
+) -> PartFeatures:
+    """People around a few centres, as embeddings lie; what a photo does not show may be of any length if odd."""
     chance = torch.Generator().manual_seed(seed)
     centres = torch.randn(6, 4, DIMENSIONS, generator=torch.Generator().manual_seed(7)) * torch.logspace(
         0, -2, DIMENSIONS
@@ -31,7 +34,8 @@ def crowd(count: int, seed: int, *, spread: float = 0.4, seen: float = 0.8, half
     noise = torch.randn(count, 4, DIMENSIONS, generator=chance) / DIMENSIONS**0.5
     features = normalize(chosen + spread * noise, dim=-1)
     visibility = torch.rand(count, 4, generator=chance) < seen
-    features[~visibility] *= 10 ** torch.randint(-3, 4, (int((~visibility).sum()), 1), generator=chance).float()
+    if odd:
+        features[~visibility] *= 10 ** torch.randint(-3, 4, (int((~visibility).sum()), 1), generator=chance).float()
     return PartFeatures(features.half() if half else features, visibility)
 
 
@@ -61,19 +65,32 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes at which a few hundred people make many blocks and tiles."""
     monkeypatch.setattr(prepared, "FEW", 1)
     monkeypatch.setattr(prepared, "BLOCK", 128)
-    monkeypatch.setattr(prepared, "_TILE", 1)
+    monkeypatch.setattr(bounds, "_TILE", 1)
     monkeypatch.setattr(prepared, "_FEW_PAIRS", 100)
+    monkeypatch.setattr(prepared, "_MANY_PAIRS", 200)
 
 
 # Bounds
 
 
+def whole(people: PartFeatures) -> Sketches:
+    """What bounds people closely."""
+    rotation = fit(people)
+    assert rotation is not None
+    return sketched(people, rotation)._replace(numbers=people.features.transpose(0, 1), rounded=0.0)
+
+
+@pytest.mark.parametrize("close", [False, True])
 @pytest.mark.parametrize("visibility", get_args(Visibility))
 @pytest.mark.parametrize("metric", get_args(Metric))
 @pytest.mark.parametrize("product", PRODUCTS)
-def test_bounds_are_never_above_the_distance(product: str, metric: Any, visibility: Any) -> None:
-    people, query = crowd(600, 1), crowd(40, 2, half=False)
-    people.features[:40] = query.features.half() * torch.where(query.visibility, 1.0, 0.0)[..., None]
+@pytest.mark.parametrize("odd", [False, True])
+def test_bounds_are_never_above_the_distance(
+    product: str, metric: Any, visibility: Any, close: bool, odd: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "fastest_product", lambda *_: PRODUCTS[product])
+    people, query = crowd(600, 1, odd=odd), crowd(40, 2, half=False, odd=odd)
+    people.features[:40] = query.features.half() * torch.where(query.visibility, 1.0, float(not odd))[..., None]
     people = PartFeatures(people.features, torch.cat([query.visibility, people.visibility[40:]]))
     rotation = fit(people)
     assert rotation is not None
@@ -82,23 +99,40 @@ def test_bounds_are_never_above_the_distance(product: str, metric: Any, visibili
         asked = Question(
             PartFeatures(query.features[:, columns], query.visibility[:, columns]), chosen, 5, metric, visibility
         )
-        bounds = Bounds(asked, rotation)
-        bounds.product = PRODUCTS[product]
-        least, distance = bounds(sketched(people, rotation), slice(None)), asked.distances(people.to(torch.float64))
+        least_of, sketches = (
+            (Bounds(asked, None), whole(people)) if close else (Bounds(asked, rotation), sketched(people, rotation))
+        )
+        assert least_of.hold(sketches) == (visibility == "common" or not odd)
+        if not least_of.hold(sketches):
+            continue
+        least, distance = least_of(sketches), asked.distances(people.to(torch.float64))
         ranked = distance.isfinite()
         assert bool((least[ranked] <= distance[ranked]).all())
-        assert not bool((least[~ranked] < 1e9).any()), "who is not ranked is passed over"
+        assert float((least / distance)[ranked & (distance > 0.3)].median()) > (0.9 if close else 0.6), "prune nothing"
         if visibility == "common":
-            assert float((least / distance)[ranked & (distance > 0.3)].median()) > 0.6, "bounds that prune nothing"
+            assert not bool((least[~ranked] < 1e9).any()), "who is not ranked is passed over"
 
 
 def test_a_product_is_as_exact_as_it_says() -> None:
-    query, people = normalize(torch.randn(4, 64, 48), dim=-1), normalize(torch.randn(4, 4096, 48), dim=-1)
+    # What it multiplies by has been rounded before: that loss is counted apart.
+    query, people = normalize(torch.randn(4, 64, 48), dim=-1).bfloat16().float(), torch.randn(4, 4096, 48)
+    people = normalize(people, dim=-1)
     people[:, :64] = query  # the greatest products
-    exact = query.double() @ people.double().transpose(1, 2)
-    for name, product in PRODUCTS.items():
-        assert float((product.multiply(query, people.half()) - exact).abs().max()) < product.error, name
-        assert float((product.multiply(query[:, :1], people.half()) - exact[:, :1]).abs().max()) < product.error, name
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        stored = people.to(dtype)
+        exact = query.double() @ stored.double().transpose(1, 2)
+        for name, product in PRODUCTS.items():
+            for some in (slice(None), slice(1)):
+                lost = (product.multiply(query[:, some], stored) - exact[:, some]).abs().max()
+                assert float(lost) < 1.01 * product.error(dtype), (name, dtype)
+
+
+def test_a_product_that_errs_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = PRODUCTS["float32"]
+    wrong = exact._replace(multiply=lambda query, people: exact.multiply(query, people) + 0.01)
+    slow = exact._replace(multiply=lambda query, people: time.sleep(0.01) or exact.multiply(query, people))
+    monkeypatch.setattr(bounds, "PRODUCTS", {"wrong": wrong, "slow": slow})
+    assert bounds.fastest_product.__wrapped__(1, 32, torch.float16) is slow
 
 
 def test_a_rotation_is_one() -> None:
@@ -137,6 +171,7 @@ def test_sketches_take_a_fifth_of_the_features() -> None:
     chosen=st.sets(st.integers(0, 3), min_size=1),
     half=st.booleans(),
     some=st.booleans(),
+    odd=st.booleans(),
 )
 def test_pruned_or_not_the_answer_is_the_same(
     count: int,
@@ -150,10 +185,11 @@ def test_pruned_or_not_the_answer_is_the_same(
     chosen: set[int],
     half: bool,
     some: bool,
+    odd: bool,
 ) -> None:
     # Without spread people are exactly alike: their ids decide.
-    people = crowd(count, seed, spread=spread, seen=seen, half=half)
-    query, columns = crowd(queries, seed + 1, spread=0.2, seen=0.8, half=False), sorted(chosen)
+    people = crowd(count, seed, spread=spread, seen=seen, half=half, odd=odd)
+    query, columns = crowd(queries, seed + 1, spread=0.2, seen=0.8, half=False, odd=odd), sorted(chosen)
     asked = Question(
         PartFeatures(query.features[:, columns], query.visibility[:, columns]), tuple(columns), k, metric, visibility
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.nn.functional import normalize
 
 from hpnet.calibration import Calibration, CalibrationError, Curve
 from hpnet.distance import part_distance
-from hpnet.gallery import Gallery, GalleryError, Match, prepared
+from hpnet.gallery import Gallery, GalleryError, Match, bounds, prepared
 from hpnet.gallery.bounds import PRODUCTS, Bounds, Question, fit, sketched
 from hpnet.gallery.nearest import Block, Nearest
 from hpnet.gallery.prepared import Held
@@ -54,37 +55,40 @@ def of_parts(people: PartFeatures, chosen: tuple[int, ...]) -> PartFeatures:
 
 def odds_by_definition(
     query: PartFeatures, people: PartFeatures, chosen: tuple[int, ...], by: Calibration
-) -> list[list[float | None]]:
-    """Log-odds of each pair, pair by pair; None where nothing is common. Distances as a search tells them."""
+) -> list[list[Fraction | None]]:
+    """Log-odds of each pair, without rounding; None where nothing is common. Distances as a search tells them."""
     apart = part_distance(of_parts(query, chosen).to(torch.float64), of_parts(people, chosen).to(torch.float64))
     told = apart.round(decimals=7).float().double().tolist()
     mine, theirs = query.visibility.tolist(), people.visibility.tolist()
 
-    def odds(row: int, column: int) -> float | None:
+    def odds(row: int, column: int) -> Fraction | None:
         common = [part for part in chosen if mine[row][part] and theirs[column][part]]
         pattern = by.curves["".join("1" if part in common else "0" for part in range(4))] if common else None
-        return None if pattern is None else pattern.intercept - pattern.slope * told[row][column]
+        if pattern is None:
+            return None
+        return Fraction(pattern.intercept) - Fraction(pattern.slope) * Fraction(told[row][column])
 
     return [[odds(row, column) for column in range(len(people))] for row in range(len(query))]
 
 
-def assert_likeliest(found: list[int], odds: dict[int, float], k: int) -> None:
+def assert_likeliest(found: list[int], odds: dict[int, Fraction], k: int) -> None:
     """The k of greatest odds in order, by id where they are equal; what differs by rounding alone may change places."""
     expected = sorted(odds, key=lambda number: (-odds[number], number))[:k]
     assert len(found) == len(set(found)) == len(expected)
     for mine, right in zip(found, expected, strict=True):
-        assert mine == right or (
-            odds[mine] != odds[right] and odds[mine] == pytest.approx(odds[right], rel=1e-9, abs=1e-9)
-        ), (
-            found,
-            expected,
-        )
+        assert float(odds[mine]) == pytest.approx(float(odds[right]), rel=1e-9, abs=1e-9), (found, expected)
+    alike = dict[Fraction, list[int]]()
+    for number in found:
+        alike.setdefault(odds[number], []).append(number)
+    for value, numbers in alike.items():
+        assert numbers == sorted(number for number in odds if odds[number] == value)[: len(numbers)]
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes at which a few hundred people make many blocks and tiles."""
-    for name, size in (("FEW", 1), ("BLOCK", 128), ("_TILE", 1), ("_FEW_PAIRS", 100)):
+    monkeypatch.setattr(bounds, "_TILE", 1)
+    for name, size in (("FEW", 1), ("BLOCK", 128), ("_FEW_PAIRS", 100), ("_MANY_PAIRS", 200)):
         monkeypatch.setattr(prepared, name, size)
 
 
@@ -144,14 +148,17 @@ def test_bounds_are_never_above_the_cost(
     assert rotation is not None
     curves = calibration(numbers).of_parts(chosen).in_proportion()
     asked = Question(of_parts(query, chosen), chosen, 5, "euclidean", "common", curves)
-    bounds = Bounds(asked, rotation)
-    bounds.product = PRODUCTS[product]
-    least = bounds(sketched(people, rotation), slice(None)).double()
+    sketches = sketched(people, rotation)
+    whole = sketches._replace(numbers=people.features.transpose(0, 1), rounded=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bounds, "fastest_product", lambda *_: PRODUCTS[product])
+        both = [Bounds(asked, rotation)(sketches).double(), Bounds(asked, None)(whole).double()]
     cost = asked.cost(asked.distances(people.to(torch.float64)), people.visibility)
     ranked = cost.isfinite()
     assert bool((cost[ranked] >= 0).all())
-    assert bool((least <= cost * (1 + 5e-7) + 1e-9)[ranked].all()), "below, but for rounding to float32"
-    assert not bool((least[~ranked] < 1e9).any()), "who is not ranked is passed over"
+    for least in both:
+        assert bool((least <= cost * (1 + 5e-7) + 1e-9)[ranked].all()), "below, but for rounding to float32"
+        assert not bool((least[~ranked] < 1e9).any()), "who is not ranked is passed over"
 
 
 @pytest.mark.usefixtures("small")

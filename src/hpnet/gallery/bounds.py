@@ -1,19 +1,21 @@
-"""Lower bounds of what ranks people, from a sketch of each part that takes a sixth of its features' room.
+"""Lower bounds of what ranks people: loose ones from a sketch of each part, close ones from its features.
 
 In: people, and queries. Out: for each pair a number that its distance, or its cost by probability, is never below.
 
-A sketch is a part's leading numbers after a rotation that sorts directions by how much people differ along them, and
-the length of what is left. By Cauchy and Schwarz
+A sketch takes an eighth of the features' room: a part's leading numbers after a rotation that sorts directions by how
+much people differ along them, and the length of what is left. By Cauchy and Schwarz
 
     a . b  <=  (leading a) . (leading b) + |rest of a| |rest of b|,
 
-which bounds the distance from below. Products of sketches may be rough, for their greatest error is taken off the bound
-(`PRODUCTS`). Who shows which part is known exactly, and with it the curve that turns the distance into odds: these
-never rise with the distance, so that a bound of the distance becomes one of the cost.
+which bounds the distance from below. Products may be rough, for their greatest error is taken off the bound
+(`PRODUCTS`): rough products of whole features make the close bounds. Who shows which part is known exactly, and with it
+the curve that turns the distance into odds: these never rise with the distance, so that a bound of the distance becomes
+one of the cost.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,67 +23,102 @@ from functools import cache
 from typing import Final, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Float16
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from hpnet.calibration import Calibration
-from hpnet.distance import Metric, Visibility
+from hpnet.distance import Metric, Visibility, mean_of_parts
 from hpnet.gallery.nearest import ranked_distance, restricted
 from hpnet.parts import PartFeatures
 
-SKETCH: Final = 40  # numbers of a sketch: 16 % of 256
-_HIDDEN: Final = 4.0  # stands in for the cosine of a part that is not seen: far above 1, so that it bounds by 0
+SKETCH: Final = 32  # numbers of a sketch: 12.5 % of 256
+_TILE: Final = 1 << 18  # bounds computed at a time, 1 MB a part
+_NUMBERS: Final = 1 << 19  # numbers of a part converted at a time, 2 MB
+_LONGEST: Final = 1.03  # a feature's length at most, if it is bounded
+_FAR: Final = 9.0  # beyond any squared difference
 
 
 class Product(NamedTuple):
-    """A way to multiply leading numbers, and how far off it may be for vectors of length 1.
+    """A way to multiply queries by people.
 
-    Each number is rounded where it is stored (float16: 2^-11), where it is converted, and where the result is.
+    Attributes:
+        multiply: queries and people to their products, part by part.
+        works_in: the number type that both are brought to and the result is rounded to; None for the people's own.
     """
 
-    multiply: Callable[[Float[Tensor, "p q s"], Float16[Tensor, "p m s"]], Float[Tensor, "p q m"]]
-    error: float
+    multiply: Callable[[Float[Tensor, "p q s"], Float[Tensor, "p m s"]], Float[Tensor, "p q m"]]
+    works_in: torch.dtype | None
+
+    def error(self, stored: torch.dtype) -> float:
+        """At most what is lost of a product of vectors of length 1, beside what rounding the query loses."""
+        rounding, exact = (torch.finfo(each).eps / 2 for each in (self.works_in or stored, stored))
+        # The result is rounded, and people if they are stored more exactly; sums of some hundred numbers are float32.
+        return rounding * (2 if rounding > exact else 1) + 2**-14
 
 
-def _in_bfloat16(query: Float[Tensor, "p q s"], people: Float16[Tensor, "p m s"]) -> Float[Tensor, "p q m"]:
+def _in_bfloat16(query: Float[Tensor, "p q s"], people: Float[Tensor, "p m s"]) -> Float[Tensor, "p q m"]:
     # By way of float32 it converts three times faster.
-    return (query.bfloat16() @ people.float().bfloat16().transpose(1, 2)).float()
+    people = people if people.dtype == torch.bfloat16 else people.float().bfloat16()
+    return query.bfloat16() @ people.transpose(1, 2)
 
 
-def _in_float32(query: Float[Tensor, "p q s"], people: Float16[Tensor, "p m s"]) -> Float[Tensor, "p q m"]:
+def _in_float32(query: Float[Tensor, "p q s"], people: Float[Tensor, "p m s"]) -> Float[Tensor, "p q m"]:
     return query @ people.float().transpose(1, 2)
 
 
+def _one_by_one(query: Float[Tensor, "p q s"], people: Float[Tensor, "p m s"]) -> Float[Tensor, "p q m"]:
+    # A matrix by one vector is read as it is stored, and summed in float32.
+    rows = [those @ one for mine, those in zip(query.to(people.dtype), people, strict=True) for one in mine]
+    return torch.stack(rows).view(*query.shape[:2], -1)
+
+
 PRODUCTS: Final = {
-    "bfloat16": Product(_in_bfloat16, 2**-7),  # three roundings by 2^-9, one by 2^-11
-    "float32": Product(_in_float32, 2**-10),  # one by 2^-11
+    "bfloat16": Product(_in_bfloat16, torch.bfloat16),
+    "float32": Product(_in_float32, torch.float32),
+    "one by one": Product(_one_by_one, None),
 }
 
 
 @cache
-def fastest_product(*, single: bool) -> Product:
-    """The way that this machine is best at for one query or for many, found by trying; all lead to the same answer."""
+def fastest_product(queries: int, numbers: int, stored: torch.dtype) -> Product:
+    """The way that this machine is best at for so many queries and numbers; all lead to the same answer.
+
+    It is found by trying. A way that errs more than it should is not taken: libraries may sum as they like.
+    """
     chance = torch.Generator().manual_seed(0)
-    query = torch.randn(4, 1 if single else 64, SKETCH, generator=chance)
-    people = torch.randn(4, 4096, SKETCH, generator=chance).half()
+    query = normalize(torch.randn(4, queries, numbers, generator=chance), dim=2).bfloat16().float()
+    people = normalize(torch.randn(4, 4096, numbers, generator=chance), dim=2).to(stored)
+    people[:, 0] = query[:, 0]  # the greatest product
+    exact = query.double() @ people.double().transpose(1, 2)
 
     def seconds(product: Product) -> float:
         took = []
         for _ in range(4):
             start = time.perf_counter()
-            product.multiply(query, people)
+            found = product.multiply(query, people)
             took.append(time.perf_counter() - start)
-        return min(took[1:])
+        return min(took[1:]) if bool((found - exact).abs().max() < 1.01 * product.error(stored)) else math.inf
 
     return min(PRODUCTS.values(), key=seconds)
 
 
 class Sketches(NamedTuple):
-    """Of m people: per part the leading numbers, the length of the rest (rounded up) and the mark of being hidden."""
+    """What m people are bounded by.
 
-    numbers: Float16[Tensor, "p m s"]
-    shown: Bool[Tensor, "m p"]
-    shortest: float  # of all visible parts, squared
+    Attributes:
+        numbers: per part the leading numbers and the length of the rest (rounded up); or the whole features.
+        rounded: the greatest length of what the leading numbers lost when they were rounded.
+        shown: which parts they show.
+        shortest: the least length of a visible feature, squared.
+        hidden: the least and the greatest length of a feature that is not visible, squared; 1 if there is none.
+    """
+
+    numbers: Float[Tensor, "p m s"]
+    rounded: float
+    shown: Bool[Tensor, "p m"]
+    shortest: float
+    hidden: tuple[float, float]
 
 
 Rotation = Float[Tensor, "p d r"]
@@ -90,7 +127,7 @@ Rotation = Float[Tensor, "p d r"]
 def fit(people: PartFeatures) -> Rotation | None:
     """Per part the directions in which people differ most; None if features are too short to be worth a sketch."""
     count, parts, dimensions = people.features.shape
-    leading = min(SKETCH, dimensions * 3 // 16) - 2
+    leading = min(SKETCH, dimensions * 3 // 16) - 1
     if leading < 1 or not count:
         return None
     directions = []
@@ -103,19 +140,21 @@ def fit(people: PartFeatures) -> Rotation | None:
 def sketched(people: PartFeatures, rotation: Rotation) -> Sketches:
     """The sketches of m people."""
     count, parts, _ = people.features.shape
-    numbers = torch.zeros(parts, count, rotation.shape[2] + 2, dtype=torch.float16)
-    shortest = 1.0
+    numbers = torch.zeros(parts, count, rotation.shape[2] + 1, dtype=torch.bfloat16)
+    lengths, rounded = torch.empty(parts, count), 0.0
     for part in range(parts):
-        seen = people.visibility[:, part]
-        features = people.features[:, part].float() * seen[:, None]
-        leading, length = features @ rotation[part], features.square().sum(1)
-        # What float32 loses in the difference is added; float16 then rounds up.
-        rest = ((length - leading.square().sum(1)).clamp_(min=0) + 4e-7).sqrt_() * (1 + 2**-10)
-        numbers[part, :, :-2] = leading
-        numbers[part, :, -2] = torch.where(seen, rest, 0)
-        numbers[part, :, -1] = torch.where(seen, 0, _HIDDEN)
-        shortest = min(shortest, float(length[seen].min())) if bool(seen.any()) else shortest
-    return Sketches(numbers, people.visibility, shortest)
+        features = people.features[:, part].float()
+        lengths[part] = torch.linalg.vector_norm(features, dim=1).square_()
+        # What is not seen may be of any length; no bound is made of what is long (`Bounds.hold`).
+        leading = features.masked_fill((lengths[part] > _LONGEST**2)[:, None], 0) @ rotation[part]
+        numbers[part, :, :-1] = leading
+        rounded = max(rounded, float((numbers[part, :, :-1].float() - leading).norm(dim=1).max()))
+        # What float32 loses in the difference is added; the result is rounded up.
+        rest = ((lengths[part] - leading.square().sum(1)).clamp_(min=0, max=_LONGEST**2) + 4e-7).sqrt_()
+        numbers[part, :, -1] = rest * (1 + torch.finfo(torch.bfloat16).eps)
+    seen = people.visibility.T.contiguous()
+    shortest, ends = torch.where(seen, lengths, 1.0).min(), torch.where(seen, 1.0, lengths).aminmax()
+    return Sketches(numbers, rounded, seen, float(shortest), (float(ends.min), float(ends.max)))
 
 
 @dataclass(frozen=True)
@@ -157,43 +196,66 @@ class Question:
 
 
 class Bounds:
-    """Lower bounds of a question's costs, from sketches."""
+    """Lower bounds of a question's costs.
 
-    def __init__(self, question: Question, rotation: Rotation) -> None:
+    Args:
+        question: what is asked.
+        rotation: what the people's sketches were made with; None if their whole features are given instead.
+    """
+
+    def __init__(self, question: Question, rotation: Rotation | None) -> None:
         self.question = question
-        features, shown = question.query.features, question.query.visibility
-        turn = rotation[list(question.chosen)]
-        leading = torch.einsum("qpd,pdr->pqr", features, turn)
-        rest = (features.transpose(0, 1) - leading @ turn.transpose(1, 2)).norm(dim=2, keepdim=True)
         # |a - b|^2 = |a|^2 + |b|^2 - 2 ab, and the cosine distance is 1 - ab
         self.scale = 2.0 if question.metric == "euclidean" else 1.0
-        self.leading = torch.cat([leading, rest, torch.ones_like(rest)], dim=2) * -self.scale
-        self.shown = shown
-        self.product = fastest_product(single=len(question) == 1)
+        vectors = question.query.features.transpose(0, 1)
+        if question.visibility != "ignore":
+            vectors = vectors.masked_fill(~question.query.visibility.T[..., None], 0)
+        self.length: Float[Tensor, "p q 1"] = vectors.norm(dim=2, keepdim=True)
+        if rotation is not None:
+            turn = rotation[list(question.chosen)]
+            leading = vectors @ turn
+            rest = (vectors - leading @ turn.transpose(1, 2)).norm(dim=2, keepdim=True)
+            vectors = torch.cat([leading, rest], dim=2)
+        self.vectors = vectors * -self.scale
+        self._lost: dict[torch.dtype, Float[Tensor, "p q 1"]] = {}  # length of what rounding the vectors loses
 
-    def __call__(self, sketches: Sketches, columns: slice) -> Float[Tensor, "q m"]:
-        """At most the costs; not a number for who is not ranked."""
-        numbers = sketches.numbers[:, columns]
-        if len(self.question.chosen) < len(numbers):
-            numbers = numbers[list(self.question.chosen)]
-        offset = 1 + sketches.shortest if self.question.metric == "euclidean" else 1.0
-        # What the query does not show adds nothing.
-        most = torch.where(self.shown.T[..., None], offset - self.scale * self.product.error, -torch.inf)
-        least = self.product.multiply(self.leading, numbers).add_(most).clamp_(min=0)
-        if self.question.metric == "euclidean":
-            least.sqrt_()
-        shown = sketches.shown[columns]
-        return self.question.cost(self._mean(least.sum(0), shown), shown)
+    def hold(self, people: Sketches) -> bool:
+        """Whether anything is known of these people: not if parts count that are hidden and of any length."""
+        if self.question.visibility == "common":
+            return True
+        return people.hidden[1] <= _LONGEST**2 and float(self.length.max()) <= _LONGEST
 
-    def _mean(self, total: Float[Tensor, "q m"], shown: Bool[Tensor, "m p"]) -> Float[Tensor, "q m"]:
-        """At most the distance, written over what the parts that both show add; 0 / 0 where no part counts.
+    def __call__(self, people: Sketches) -> Float[Tensor, "q m"]:
+        """At most the costs of m people, as far as they are ranked; computed tile by tile."""
+        question, (_, count, size) = self.question, people.numbers.shape
+        product = fastest_product(1 if len(question) == 1 else 64, size, people.numbers.dtype)
+        offset = self._offset(people, product)
+        converted = size if product.works_in not in (None, people.numbers.dtype) else 1
+        width = max(256, min(_TILE // len(question), _NUMBERS // converted))
+        query_shows = question.query.visibility.float()
+        result = torch.empty(len(question), count)
+        for start in range(0, count, width):
+            tile = slice(start, start + width)
+            numbers, shown = people.numbers[:, tile], people.shown[:, tile]
+            if len(question.chosen) < len(numbers):
+                numbers, shown = numbers[list(question.chosen)], shown[list(question.chosen)]
+            least = product.multiply(self.vectors, numbers).add(offset).clamp_(min=0, max=_FAR)
+            if question.metric == "euclidean":
+                least.sqrt_()
+            mean_of_parts(least, (query_shows, shown.float().T), question.visibility, result[:, tile])
+            result[:, tile] = question.cost(result[:, tile], people.shown[:, tile].T)
+        return result
 
-        Parts that a rule compares though one side does not show them are taken to add nothing.
-        """
-        if self.question.visibility == "ignore":
-            return total.div_(len(self.question.chosen))
-        own = self.shown.sum(1, keepdim=True).float()
-        if self.question.visibility == "query":
-            return total.div_(own)
-        common = self.shown.float() @ shown[:, list(self.question.chosen)].float().T
-        return total.div_(common) if self.question.visibility == "common" else total.mul_(1 / common + 1 / own)
+    def _offset(self, people: Sketches, product: Product) -> Float[Tensor, "p q 1"]:
+        """What a product is added to, so that the sum is at most what the part adds (euclidean: squared)."""
+        stored = people.numbers.dtype
+        works_in = product.works_in or stored
+        if works_in not in self._lost:
+            lost = self.vectors - self.vectors.to(works_in).float()
+            self._lost[works_in] = lost.norm(dim=2, keepdim=True)
+        error: Tensor = _LONGEST * (self._lost[works_in] + self.scale * self.length * product.error(stored))
+        error += self.scale * people.rounded
+        if self.question.metric == "cosine":
+            return 1 - error
+        common = self.question.visibility == "common"
+        return self.length.square() + (people.shortest if common else min(people.shortest, people.hidden[0])) - error

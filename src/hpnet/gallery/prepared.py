@@ -3,13 +3,14 @@
 In: blocks of people, and queries. Out: the k nearest of each query.
 
 Beside its features every person has sketches that bound all distances from below (`bounds`). Whoever is bounded above
-the k-th distance found so far is passed over; the distance of the others is computed by `part_distance` itself, from
-the features as they are stored. Where a question ranks by probability, its cost takes the distance's place.
+the k-th distance found so far is passed over; where sketches leave too many, the features themselves bound more
+closely. The distance of the others is computed by `part_distance` itself, from the features as they are stored. Where a
+question ranks by probability, its cost takes the distance's place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -26,11 +27,10 @@ from hpnet.parts import PartFeatures
 BLOCK: Final = 32_768  # people that lie together: 64 MB of 4 x 256 float16, copied when one of them is removed
 FEW: Final = 2048  # people whose distances are computed sooner than they are bounded
 FIT: Final = 16_384  # people whose spread decides the rotation
-_TILE: Final = 1 << 18  # bounds computed at a time, 1 MB a part
-_WIDTH: Final = 8192  # people whose sketches are converted at a time at most, 6 MB
 _WORTH: Final = 16  # if more than one pair in so many may be near, waiting for better costs more than it spares
 _FAR: Final = 3e38
 _FEW_PAIRS: Final = 4096  # not worth two steps
+_MANY_PAIRS: Final = 1 << 16  # worth three
 _ROUGH: Final = 1e-4  # greater than the error of distances in float32
 _ROUNDED: Final = 1e-6  # greater than what rounding to float32 and to seven decimals does to a cost
 _WAITING: Final = 1 << 22  # pairs: 80 MB
@@ -40,31 +40,43 @@ class Waiting:
     """Pairs of a query and a person whose distance may yet have to be computed."""
 
     def __init__(self) -> None:
-        self._pieces: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
-        self.count = 0
+        self._pieces = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
+
+    def __len__(self) -> int:
+        return sum(len(row) for row, _, _ in self._pieces)
 
     def add(self, row: NDArray[np.int64], person: NDArray[np.int64], bound: NDArray[np.float32]) -> None:
-        """Let pairs wait: the query's row, the person's number, at most their distance."""
+        """Let pairs wait: the query's row, the person's number, at most their cost."""
         self._pieces.append((row, person, bound))
-        self.count += len(row)
+
+    def dismiss(self, limit: Float[Tensor, " q"]) -> None:
+        """Only those wait on who may be nearer than their query's limit."""
+        row, person, bound = self._all()
+        stays = bound <= limit.numpy()[row]
+        self._pieces = [(row[stays], person[stays], bound[stays])]
 
     def promising(self, k: int) -> NDArray[np.int64]:
-        """Take out the k people of each query who may be nearest."""
+        """Take out the k people of each query who may be nearest, in ascending order."""
         row, person, bound = self._all()
         taken = np.unique(person[first_of_each(k, row, (bound,))])
         stays = ~np.isin(person, taken)
-        self._pieces, self.count = [(row[stays], person[stays], bound[stays])], int(stays.sum())
+        self._pieces = [(row[stays], person[stays], bound[stays])]
         return taken
 
-    def below(self, limit: Float[Tensor, " q"]) -> NDArray[np.int64]:
-        """Take out who may be nearer than the limit of any query; nobody waits any longer."""
+    def bound_by(self, closer: Callable[[NDArray[np.int64]], Float[Tensor, "q m"]]) -> None:
+        """Bound all anew by what is computed for their people, given in ascending order."""
+        row, person, _ = self._all()
+        people, column = np.unique(person, return_inverse=True)
+        self._pieces = [(row, person, closer(people)[torch.from_numpy(row), torch.from_numpy(column)].numpy())]
+
+    def everybody(self) -> NDArray[np.int64]:
+        """Take out all people, in ascending order."""
         row, person, bound = self._all()
-        self._pieces, self.count = [], 0
-        return np.unique(person[bound <= limit.numpy()[row]])
+        self._pieces = [(row[:0], person[:0], bound[:0])]
+        return np.unique(person)
 
     def _all(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-        nothing = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-        row, person, bound = zip(nothing, *self._pieces, strict=True)
+        row, person, bound = zip(*self._pieces, strict=True)
         self._pieces = [(np.concatenate(row), np.concatenate(person), np.concatenate(bound))]
         return self._pieces[0]
 
@@ -134,7 +146,8 @@ class Held:
             if not stays.all():
                 rows = torch.from_numpy(np.flatnonzero(stays))
                 self.blocks[place] = _by_part(_some(block, rows))
-                self._sketches[place] = _some_sketches(self._sketches[place], rows)
+                sketches = self._sketches[place]
+                self._sketches[place] = None if sketches is None else _some_sketches(sketches, rows)
         left = [place for place, block in enumerate(self.blocks) if len(block.ids)]
         self.blocks = [self.blocks[place] for place in left]
         self._sketches = [self._sketches[place] for place in left]
@@ -160,19 +173,18 @@ class Held:
         Args:
             question: at least one query.
             allowed: the ids of those who are searched; None for everybody.
-            pruned: False computes every distance; the answer is the same.
+            pruned: False looks at the features of all of them; the answer is the same.
         """
-        if pruned:
-            self.prepare()
-        if not pruned or self._rotation is None:
+        self.prepare()
+        if self._rotation is None:
             best = Nearest(question.k)
             for block in self.blocks:
                 offer(best, question, block if allowed is None else among_these(block, allowed))
             return best
-        search = _Search(self.blocks, question, Bounds(question, self._rotation))
-        for place, sketches in enumerate(self._sketches):
-            assert sketches is not None
-            search.look_at(place, sketches, allowed)
+        sketches = [each for each in self._sketches if each is not None]
+        search = _Search(self.blocks, sketches, question, self._rotation if pruned else None)
+        for place in range(len(self.blocks)):
+            search.look_at(place, allowed)
         search.finish()
         return search.best
 
@@ -181,11 +193,15 @@ class _Search:
     """One search: bounds decide whose distance is computed, and the distances found tighten what bounds decide by.
 
     Who is near enough by the bounds waits, for most will be too far when better is known. Whenever the people looked at
-    have doubled, the distances of the most promising are computed.
+    have doubled, the distances of the most promising are computed. Who still waits in the end is bounded more closely.
     """
 
-    def __init__(self, blocks: list[Block], question: Question, bounds: Bounds) -> None:
-        self.blocks, self.question, self.bounds = blocks, question, bounds
+    def __init__(
+        self, blocks: list[Block], sketches: list[Sketches], question: Question, rotation: Rotation | None
+    ) -> None:
+        self.blocks, self.sketches, self.question = blocks, sketches, question
+        self.loose = None if rotation is None else Bounds(question, rotation)
+        self.close = Bounds(question, None)
         self.best = Nearest(question.k)
         self.starts = np.cumsum([0, *(len(block.ids) for block in blocks)])
         self.waiting = Waiting()
@@ -195,52 +211,85 @@ class _Search:
         """A little more than the k-th cost so far, for both are rounded; finite even if there is none yet."""
         return (self.best.farthest(len(self.question)) * (1 + _ROUNDED) + _ROUNDED).clamp_(max=_FAR)
 
-    def look_at(self, place: int, sketches: Sketches, allowed: NDArray[np.int64] | None) -> None:
-        """Consider the people of a block; bounds are computed tile by tile, so that they stay in cache."""
-        ids, width = self.blocks[place].ids, min(max(256, _TILE // len(self.question)), _WIDTH)
-        tiles = [slice(start, start + width) for start in range(0, len(ids), width)]
-        bounds = torch.cat([self.bounds(sketches, columns) for columns in tiles], dim=1)
-        wanted = np.ones(len(ids), np.bool_) if allowed is None else np.isin(ids, allowed)
-        if allowed is not None:
-            bounds[:, torch.from_numpy(~wanted)] = torch.inf
-        self.consider(int(self.starts[place]), bounds, wanted)
+    def look_at(self, place: int, allowed: NDArray[np.int64] | None) -> None:
+        """Consider the people of a block: by their sketches, or more closely if these leave too many."""
+        block, start = self.blocks[place], int(self.starts[place])
+        wanted = np.ones(len(block.ids), np.bool_) if allowed is None else np.isin(block.ids, allowed)
+        likely = wanted
+        for bounds, people in ((self.loose, self.sketches[place]), (self.close, self._whole(place))):
+            if bounds is None or not bounds.hold(people) or not wanted.any():
+                continue
+            least = bounds(people)
+            if not wanted.all():
+                least[:, torch.from_numpy(~wanted)] = torch.inf
+            self._begin(start, least, wanted)
+            near = least <= self.limit()[:, None]
+            row, column = near.nonzero(as_tuple=True)
+            if len(row) * _WORTH <= near.numel():
+                self.waiting.add(row.numpy(), start + column.numpy(), least[row, column].numpy())
+                self._wait(start + len(wanted))
+                return
+            likely = near.any(0).numpy() & wanted
+        # Taking out more than half costs more than it spares.
+        self.score(start + np.flatnonzero(likely if 2 * likely.sum() < len(wanted) else wanted))
 
-    def consider(self, start: int, bounds: Float[Tensor, "q m"], wanted: NDArray[np.bool_]) -> None:
-        """Let those wait who may be near, and compute what has become due; nobody else than `wanted`."""
+    def _begin(self, start: int, least: Float[Tensor, "q m"], wanted: NDArray[np.bool_]) -> None:
+        """As long as there are fewer than k, compute the distances of those who promise most."""
         if bool(self.best.farthest(len(self.question)).isinf().any()):
-            least = bounds.topk(min(self.question.k, bounds.shape[1]), largest=False)
-            first = np.unique(least.indices[least.values.isfinite()].numpy())
+            found = least.topk(min(self.question.k, least.shape[1]), largest=False)
+            first = np.unique(found.indices[found.values.isfinite()].numpy())
             self.score(start + first)
-            bounds[:, torch.from_numpy(first)] = torch.inf
+            least[:, torch.from_numpy(first)] = torch.inf
             wanted[first] = False  # nobody is offered twice
-        row, column = (bounds <= self.limit()[:, None]).nonzero(as_tuple=True)
-        if len(row) * _WORTH > bounds.numel():
-            likely = np.unique(column.numpy())
-            # Taking out more than half costs more than it spares.
-            self.score(start + (likely if 2 * len(likely) < bounds.shape[1] else np.flatnonzero(wanted)))
-            return
-        self.waiting.add(row.numpy(), start + column.numpy(), bounds[row, column].numpy())
-        if self.waiting.count > _WAITING:
+
+    def _wait(self, looked_at: int) -> None:
+        """Compute what has become due when so many people have been looked at."""
+        if len(self.waiting) > _WAITING:
             self.finish()
-        elif start + bounds.shape[1] >= 2 * self.doubled:
-            self.doubled = start + bounds.shape[1]
-            self.score(self.waiting.promising(self.question.k))
+        elif looked_at >= 2 * self.doubled:
+            self.doubled = looked_at
+            self._score_promising()
+
+    def _score_promising(self) -> None:
+        self.waiting.dismiss(self.limit())
+        self.score(self.waiting.promising(self.question.k))
+        self.waiting.dismiss(self.limit())
+
+    def finish(self) -> None:
+        """Compute the distances of all who waited and are near enough by close bounds too."""
+        self._score_promising()
+        if len(self.waiting) * len(self.question) > _MANY_PAIRS:
+            self.waiting.bound_by(self._closely)
+            self._score_promising()
+        self.score(self.waiting.everybody())
 
     def score(self, people: NDArray[np.int64]) -> None:
         """Compute the distances of people, given by their numbers in ascending order."""
-        cuts = zip(self.blocks, self.starts, pairwise(np.searchsorted(people, self.starts).tolist()), strict=False)
         pieces = (
-            block if last - first == len(block.ids) else _some(block, torch.from_numpy(people[first:last] - start))
-            for block, start, (first, last) in cuts
-            if last > first
+            block if len(rows) == len(block.ids) else _some(block, torch.from_numpy(rows))
+            for block, rows in ((self.blocks[place], rows) for place, rows in self._cut(people))
         )
         for piece in merged(pieces):
             offer(self.best, self.question, piece)
 
-    def finish(self) -> None:
-        """Compute the distances of all who waited and are still near enough."""
-        self.score(self.waiting.promising(self.question.k))
-        self.score(self.waiting.below(self.limit()))
+    def _closely(self, people: NDArray[np.int64]) -> Float[Tensor, "q m"]:
+        """The close bounds of people, given by their numbers in ascending order; 0 where there is none."""
+        bounds = [torch.zeros(len(self.question), 0)]
+        for place, rows in self._cut(people):
+            some = _some_sketches(self._whole(place), torch.from_numpy(rows))
+            bounds.append(self.close(some) if self.close.hold(some) else torch.zeros(len(self.question), len(rows)))
+        return torch.cat(bounds, dim=1)
+
+    def _whole(self, place: int) -> Sketches:
+        """What the people of a block are bounded by closely."""
+        features = self.blocks[place].people.features.transpose(0, 1)
+        return self.sketches[place]._replace(numbers=features, rounded=0.0)
+
+    def _cut(self, people: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """People's numbers in ascending order, block by block: its place, and their rows in it."""
+        for place, (begin, end) in enumerate(pairwise(np.searchsorted(people, self.starts).tolist())):
+            if end > begin:
+                yield place, people[begin:end] - self.starts[place]
 
 
 def _by_part(block: Block) -> Block:
@@ -255,15 +304,14 @@ def _some(block: Block, rows: Tensor) -> Block:
     return Block(block.ids[rows.numpy()], block.people[rows])
 
 
-def _some_sketches(sketches: Sketches | None, rows: Tensor) -> Sketches | None:
-    if sketches is None:
-        return None
-    return Sketches(sketches.numbers[:, rows], sketches.shown[rows], sketches.shortest)
+def _some_sketches(sketches: Sketches, rows: Tensor) -> Sketches:
+    return sketches._replace(numbers=sketches.numbers[:, rows], shown=sketches.shown[:, rows])
 
 
 def _joined(pieces: Iterable[Sketches | None]) -> Sketches | None:
     known = [piece for piece in pieces if piece is not None]
     if len(known) < 2:
         return None
-    numbers, shown, shortest = zip(*known, strict=True)
-    return Sketches(torch.cat(numbers, dim=1), torch.cat(shown), min(shortest))
+    numbers, rounded, shown, shortest, hidden = zip(*known, strict=True)
+    ends = (min(least for least, _ in hidden), max(greatest for _, greatest in hidden))
+    return Sketches(torch.cat(numbers, dim=1), max(rounded), torch.cat(shown, dim=1), min(shortest), ends)
