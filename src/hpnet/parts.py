@@ -150,10 +150,17 @@ class PartFeatures:
 
     @staticmethod
     def concatenate(pieces: list[PartFeatures]) -> PartFeatures:
-        """One value out of several, in order. Raises ValueError for an empty list."""
+        """One value out of several, in order. Raises ValueError for an empty list.
+
+        If each part's features lie together in memory, they do so in the result.
+        """
         if not pieces:
             raise ValueError("nothing to concatenate: the list of PartFeatures is empty")
-        features = torch.cat([piece.features for piece in pieces])
+        by_part = [piece.features.transpose(0, 1) for piece in pieces]
+        if all(each.is_contiguous() for each in by_part):
+            features = torch.cat(by_part, dim=1).transpose(0, 1)
+        else:
+            features = torch.cat([piece.features for piece in pieces])
         return _of_valid(features, torch.cat([piece.visibility for piece in pieces]))
 
 

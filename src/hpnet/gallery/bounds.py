@@ -2,7 +2,7 @@
 
 In: people, and queries. Out: for each pair a number that its distance, or its cost by probability, is never below.
 
-A sketch takes an eighth of the features' room: a part's leading numbers after a rotation that sorts directions by how
+A sketch takes a sixth of the features' room: a part's leading numbers after a rotation that sorts directions by how
 much people differ along them, and the length of what is left. By Cauchy and Schwarz
 
     a . b  <=  (leading a) . (leading b) + |rest of a| |rest of b|,
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from typing import Final, NamedTuple
 
 import torch
@@ -32,8 +33,9 @@ from hpnet.distance import Metric, Visibility, mean_of_parts
 from hpnet.gallery.nearest import ranked_distance, restricted
 from hpnet.parts import PartFeatures
 
-SKETCH: Final = 32  # numbers of a sketch: 12.5 % of 256
+SKETCH: Final = 40  # numbers of a sketch: 16 % of 256
 _TILE: Final = 1 << 18  # bounds computed at a time, 1 MB a part
+_AT_ONCE: Final = 8192  # people sketched at a time, 8 MB
 _NUMBERS: Final = 1 << 19  # numbers of a part converted at a time, 2 MB
 _LONGEST: Final = 1.03  # a feature's length at most, if it is bounded
 _FAR: Final = 9.0  # beyond any squared difference
@@ -140,18 +142,20 @@ def fit(people: PartFeatures) -> Rotation | None:
 def sketched(people: PartFeatures, rotation: Rotation) -> Sketches:
     """The sketches of m people."""
     count, parts, _ = people.features.shape
-    numbers = torch.zeros(parts, count, rotation.shape[2] + 1, dtype=torch.bfloat16)
+    numbers = torch.empty(parts, count, rotation.shape[2] + 1, dtype=torch.bfloat16)
     lengths, rounded = torch.empty(parts, count), 0.0
-    for part in range(parts):
-        features = people.features[:, part].float()
-        lengths[part] = torch.linalg.vector_norm(features, dim=1).square_()
+    for part, start in product(range(parts), range(0, count, _AT_ONCE)):
+        rows = slice(start, start + _AT_ONCE)
+        features = people.features[rows, part].float()
+        length = torch.linalg.vector_norm(features, dim=1).square_()
         # What is not seen may be of any length; no bound is made of what is long (`Bounds.hold`).
-        leading = features.masked_fill((lengths[part] > _LONGEST**2)[:, None], 0) @ rotation[part]
-        numbers[part, :, :-1] = leading
-        rounded = max(rounded, float((numbers[part, :, :-1].float() - leading).norm(dim=1).max()))
+        leading = features.masked_fill((length > _LONGEST**2)[:, None], 0) @ rotation[part]
+        stored = leading.bfloat16()
+        rounded = max(rounded, float((stored.float() - leading).norm(dim=1).max()))
         # What float32 loses in the difference is added; the result is rounded up.
-        rest = ((lengths[part] - leading.square().sum(1)).clamp_(min=0, max=_LONGEST**2) + 4e-7).sqrt_()
-        numbers[part, :, -1] = rest * (1 + torch.finfo(torch.bfloat16).eps)
+        rest = ((length - leading.square().sum(1)).clamp_(min=0, max=_LONGEST**2) + 4e-7).sqrt_()
+        numbers[part, rows, :-1], lengths[part, rows] = stored, length
+        numbers[part, rows, -1] = rest * (1 + torch.finfo(torch.bfloat16).eps)
     seen = people.visibility.T.contiguous()
     shortest, ends = torch.where(seen, lengths, 1.0).min(), torch.where(seen, 1.0, lengths).aminmax()
     return Sketches(numbers, rounded, seen, float(shortest), (float(ends.min), float(ends.max)))
@@ -228,9 +232,9 @@ class Bounds:
     def __call__(self, people: Sketches) -> Float[Tensor, "q m"]:
         """At most the costs of m people, as far as they are ranked; computed tile by tile."""
         question, (_, count, size) = self.question, people.numbers.shape
-        product = fastest_product(1 if len(question) == 1 else 64, size, people.numbers.dtype)
-        offset = self._offset(people, product)
-        converted = size if product.works_in not in (None, people.numbers.dtype) else 1
+        way = fastest_product(1 if len(question) == 1 else 64, size, people.numbers.dtype)
+        offset = self._offset(people, way)
+        converted = size if way.works_in not in (None, people.numbers.dtype) else 1
         width = max(256, min(_TILE // len(question), _NUMBERS // converted))
         query_shows = question.query.visibility.float()
         result = torch.empty(len(question), count)
@@ -239,21 +243,21 @@ class Bounds:
             numbers, shown = people.numbers[:, tile], people.shown[:, tile]
             if len(question.chosen) < len(numbers):
                 numbers, shown = numbers[list(question.chosen)], shown[list(question.chosen)]
-            least = product.multiply(self.vectors, numbers).add(offset).clamp_(min=0, max=_FAR)
+            least = way.multiply(self.vectors, numbers).add(offset).clamp_(min=0, max=_FAR)
             if question.metric == "euclidean":
                 least.sqrt_()
             mean_of_parts(least, (query_shows, shown.float().T), question.visibility, result[:, tile])
             result[:, tile] = question.cost(result[:, tile], people.shown[:, tile].T)
         return result
 
-    def _offset(self, people: Sketches, product: Product) -> Float[Tensor, "p q 1"]:
+    def _offset(self, people: Sketches, way: Product) -> Float[Tensor, "p q 1"]:
         """What a product is added to, so that the sum is at most what the part adds (euclidean: squared)."""
         stored = people.numbers.dtype
-        works_in = product.works_in or stored
+        works_in = way.works_in or stored
         if works_in not in self._lost:
             lost = self.vectors - self.vectors.to(works_in).float()
             self._lost[works_in] = lost.norm(dim=2, keepdim=True)
-        error: Tensor = _LONGEST * (self._lost[works_in] + self.scale * self.length * product.error(stored))
+        error: Tensor = _LONGEST * (self._lost[works_in] + self.scale * self.length * way.error(stored))
         error += self.scale * people.rounded
         if self.question.metric == "cosine":
             return 1 - error

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpnet.gallery.bounds import Bounds, Question, Rotation, Sketches, fit, sketched
-from hpnet.gallery.nearest import Block, Nearest, among_these, first_of_each, merged, together
+from hpnet.gallery.nearest import Block, Nearest, among_these, merged, together
 from hpnet.parts import PartFeatures
 
-BLOCK: Final = 32_768  # people that lie together: 64 MB of 4 x 256 float16, copied when one of them is removed
+BLOCK: Final = 65_536  # people that lie together: 128 MB of 4 x 256 float16, copied when one of them is removed
 FEW: Final = 2048  # people whose distances are computed sooner than they are bounded
 FIT: Final = 16_384  # people whose spread decides the rotation
 _WORTH: Final = 16  # if more than one pair in so many may be near, waiting for better costs more than it spares
@@ -58,7 +58,10 @@ class Waiting:
     def promising(self, k: int) -> NDArray[np.int64]:
         """Take out the k people of each query who may be nearest, in ascending order."""
         row, person, bound = self._all()
-        taken = np.unique(person[first_of_each(k, row, (bound,))])
+        order = np.argsort(row, kind="stable")
+        of_each = np.split(order, np.flatnonzero(np.diff(row[order])) + 1)
+        first = [at[np.argpartition(bound[at], k - 1)[:k]] if len(at) > k else at for at in of_each]
+        taken = np.unique(person[np.concatenate(first)])
         stays = ~np.isin(person, taken)
         self._pieces = [(row[stays], person[stays], bound[stays])]
         return taken

@@ -7,7 +7,8 @@ after a commit only those of new ids are read.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +26,8 @@ from hpnet.parts import PartFeatures
 if TYPE_CHECKING:
     from lance import LanceDataset, LanceFragment
 
+_TRIM_THRESHOLD: Final = -1  # M_TRIM_THRESHOLD of malloc.h
+_MMAP_THRESHOLD: Final = -3  # M_MMAP_THRESHOLD
 _MANY_PAIRS: Final = 1 << 24  # of queries and people: so long a search that returning its memory takes no time
 
 
@@ -72,8 +75,9 @@ class Reader:
         held.remove(np.setdiff1d(before, _joined(new.values())))
         for state, ids in new.items():
             if not np.isin(ids, before).all():
-                for block in self.scanned(snapshot, None, [fragments[state]]):
-                    held.add(without(block, before))
+                with _buffers_given_back():
+                    for block in self.scanned(snapshot, None, [fragments[state]]):
+                        held.add(without(block, before))
         self.held, self._read = held, {state: new[state] if state in new else read[state] for state in fragments}
         return held
 
@@ -110,12 +114,35 @@ class Reader:
 
 
 def _give_back_memory() -> None:
-    """Have glibc return what reading and searching took and freed; it keeps hundreds of megabytes otherwise."""
+    """Have glibc return what searching took and freed; it keeps hundreds of megabytes otherwise."""
+    if (trim := _of_glibc("malloc_trim")) is not None:
+        trim(0)
+
+
+@contextmanager
+def _buffers_given_back() -> Iterator[None]:
+    """Have glibc return large buffers of any thread once they are freed, for no trimming reaches those of others.
+
+    Afterwards its limits are those that it sets itself for processes that have freed large arrays.
+    """
+    option = _of_glibc("mallopt")
+    if option is None:
+        yield
+        return
+    option(_MMAP_THRESHOLD, 1 << 20)
     try:
-        trim = ctypes.CDLL(None).malloc_trim
+        yield
+    finally:
+        option(_MMAP_THRESHOLD, 32 << 20)
+        option(_TRIM_THRESHOLD, 64 << 20)
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    try:
+        found: Callable[..., int] = getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError, TypeError):
-        return  # another C library
-    trim(0)
+        return None  # another C library
+    return found
 
 
 def _joined(ids: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
