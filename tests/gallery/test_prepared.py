@@ -109,8 +109,7 @@ def test_bounds_are_never_above_the_distance(
         ranked = distance.isfinite()
         assert bool((least[ranked] <= distance[ranked]).all())
         assert float((least / distance)[ranked & (distance > 0.3)].median()) > (0.9 if close else 0.6), "prune nothing"
-        if visibility == "common":
-            assert not bool((least[~ranked] < 1e9).any()), "who is not ranked is passed over"
+        assert not bool((least[~ranked] < 1e9).any()), "who is not ranked is passed over"
 
 
 def test_a_product_is_as_exact_as_it_says() -> None:

@@ -247,6 +247,8 @@ class Bounds:
             if question.metric == "euclidean":
                 least.sqrt_()
             mean_of_parts(least, (query_shows, shown.float().T), question.visibility, result[:, tile])
+            if question.visibility == "authors":  # as `ranked_distance` has it
+                result[:, tile][query_shows @ shown.float() == 0] = torch.inf
             result[:, tile] = question.cost(result[:, tile], people.shown[:, tile].T)
         return result
 
